@@ -1,0 +1,44 @@
+"""All that an adapter or a plug-in may import from us (with ``wnodes_core.tools`` for providers)."""
+
+from wnodes_core import errors
+from wnodes_core.markers import hookimpl
+from wnodes_core.model import (
+    Boot,
+    Channel,
+    Disk,
+    Image,
+    ImageRef,
+    Job,
+    Mount,
+    NativeCall,
+    NativeReply,
+    Owner,
+    Process,
+    Vm,
+    VmRequest,
+    parse_size_mib,
+)
+from wnodes_core.phases import Phase
+
+API_LEVEL = 1
+
+__all__ = [
+    "API_LEVEL",
+    "Boot",
+    "Channel",
+    "Disk",
+    "Image",
+    "ImageRef",
+    "Job",
+    "Mount",
+    "NativeCall",
+    "NativeReply",
+    "Owner",
+    "Phase",
+    "Process",
+    "Vm",
+    "VmRequest",
+    "errors",
+    "hookimpl",
+    "parse_size_mib",
+]

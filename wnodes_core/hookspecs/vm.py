@@ -1,0 +1,63 @@
+"""Hooks for hypervisor backends, and the observer of leases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wnodes_core.markers import hookspec
+
+if TYPE_CHECKING:
+    from wnodes_core.model import Process, Vm
+
+
+@hookspec(firstresult=True)
+def wnodes_vm_probe(accel: str, folder: str) -> dict[str, Any]:
+    """Called to learn what this host can run; may take seconds, so callers remember the answer.
+
+    :param accel: the site's wish: ``kvm``, ``tcg`` or ``auto``.
+    :param folder: a private folder to work in.
+    :returns: ``{"accel": "kvm"|"tcg", "notice": str, "qemu": version, "libvirt": version}``.
+    :raises HostError: nothing usable, or ``kvm`` demanded where no probe guest runs under it.
+    """
+
+
+@hookspec(firstresult=True)
+def wnodes_vm_start(vm: Vm) -> Process:
+    """Called in the keeper, as the job's user, to define and start the VM.
+
+    :param vm: what to start. Its disks exist. Its channels' sockets exist on return.
+    :returns: the hypervisor's process.
+    :raises HostError: it does not start here.
+    """
+
+
+@hookspec(firstresult=True)
+def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
+    """Called to stop and resume the VM's clock and cpus while the LRMS suspends the job.
+
+    :param vm: as given to ``wnodes_vm_start``, in the same process.
+    :param paused: True to pause, False to resume.
+    """
+
+
+@hookspec(firstresult=True)
+def wnodes_vm_stop(vm: Vm) -> bool | None:
+    """Called to end the VM at once, in any process with the right to; idempotent.
+
+    :param vm: as given to ``wnodes_vm_start``; that call may never have returned.
+    :returns: True when no process of the VM is left.
+    """
+
+
+@hookspec(firstresult=True)
+def wnodes_vm_list() -> list[dict[str, Any]]:
+    """Called to list this user's (for root: everybody's) VMs: name, pid, uid, started."""
+
+
+@hookspec
+def wnodes_lease_changed(lease: dict[str, Any], event: str) -> None:
+    """Called after a lease changed its state; observers only, errors are logged and dropped.
+
+    :param lease: id, job, image, state, trace.
+    :param event: ``prepared``, ``starting``, ``running``, ``ending``, ``gone``, ``failed``.
+    """

@@ -1,0 +1,89 @@
+"""The process table, read from /proc: ancestry, and identity that survives pid reuse."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+
+from wnodes_core.model import Process
+
+
+def read(pid: int) -> Process | None:
+    """The process ``pid`` as it is now, or None if it is gone.
+
+    ``exe`` is '' where we may not look (another user's process, unless we are root).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read()
+        uid = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+    # The second field is "(comm)" and may itself hold blanks and brackets (proc(5)).
+    rest = stat[stat.rindex(b")") + 2 :].split()
+    exe = ""
+    with suppress(OSError):
+        exe = os.readlink(f"/proc/{pid}/exe")
+    words = tuple(word.decode(errors="replace") for word in command.rstrip(b"\0").split(b"\0"))
+    return Process(pid, int(rest[1]), uid, int(rest[19]), exe, words)
+
+
+def ancestry(pid: int) -> Iterator[Process]:
+    """The process and its parents up to init, nearest first."""
+    seen: set[int] = set()
+    while pid > 0 and pid not in seen:
+        seen.add(pid)
+        process = read(pid)
+        if process is None:
+            return
+        yield process
+        pid = process.parent
+
+
+def table() -> Iterator[Process]:
+    """Every process of the machine."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (process := read(int(name))):
+            yield process
+
+
+def alive(process: Process) -> bool:
+    """Whether this very process (not a later one with its pid) still runs."""
+    try:
+        with open(f"/proc/{process.pid}/stat", "rb") as file:
+            rest = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return int(rest[19]) == process.started and rest[0] not in (b"Z", b"X")
+
+
+def open_pidfd(process: Process) -> int | None:
+    """A pidfd for exactly this process (readable when it ends), or None if it is gone."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except OSError:
+        return None
+    if alive(process):
+        return fd
+    os.close(fd)
+    return None
+
+
+def kill(process: Process, *, wait_s: float = 5.0) -> bool:
+    """SIGKILL exactly this process and wait for its end. True when it is gone."""
+    fd = open_pidfd(process)
+    if fd is None:
+        return True
+    try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        return bool(poller.poll(wait_s * 1000))
+    finally:
+        os.close(fd)
