@@ -1,0 +1,194 @@
+"""Raising one lease's VM and taking it down again: the only orchestrator.
+
+Each step is one function, journalled before its effect and timed into the trace; ``undo_one``
+is its mirror and runs in any process with the user's rights, after any crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from wnodes_core import processes
+from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, NoProvider, WnodesError
+from wnodes_core.files import read_tail
+from wnodes_core.guest.channel import GuestChannel
+from wnodes_core.journal import Journal, Resource
+from wnodes_core.model import Disk, Mount, Process, Trace, Vm
+from wnodes_core.plan import MOUNT_PORT, Plan, vm_from_dict
+
+Announce = Callable[[str], None]
+
+
+@dataclass
+class Running:
+    """A VM that answers: its process, its channel, what was attached."""
+
+    vm: Vm
+    process: Process
+    channel: GuestChannel
+    facts: dict[str, Any]
+
+
+class Lifecycle:
+    """One lease's way up and down. ``hook`` is pluggy's relay, ``announce`` tells the user."""
+
+    def __init__(self, plan: Plan, journal: Journal, hook: Any, trace: Trace, announce: Announce) -> None:
+        self.plan = plan
+        self.journal = journal
+        self.hook = hook
+        self.trace = trace
+        self.announce = announce
+        self.process: Process | None = None
+
+    async def start(self) -> Running:
+        """Bring the VM up, mounts and user included.
+
+        Raises WnodesError; what was made until then is in the journal and for ``stop`` to undo.
+        """
+        vm = self.plan.vm(sorted(os.sched_getaffinity(0)))
+        with self._timed("overlay"):
+            self._create_disk(self.plan.overlay)
+        with self._timed("define"):
+            self.process = await asyncio.to_thread(self._start_vm, vm)
+        self.announce(f"booting {self.plan.image.name} ({vm.cpus} cpus, {vm.memory_mib} MiB, {vm.accel})")
+        with self._timed("boot"):
+            channel = await self._while_alive(GuestChannel.connect(self.plan.agent_socket, self.plan.boot_timeout_s))
+        with self._timed("agent"):
+            facts = await self._while_alive(self._set_up(channel))
+        with self._timed("mount"):
+            await self._while_alive(self._mount_all(channel, facts))
+        return Running(vm, self.process, channel, facts)
+
+    def stop(self) -> list[Exception]:
+        """Undo all that is open in the journal; goes on after failures and returns them."""
+        with self._timed("teardown"):
+            return self.journal.undo(lambda resource: undo_one(resource, self.hook))
+
+    def _create_disk(self, disk: Disk) -> None:
+        with self.journal.making_it("disk", disk.path, **asdict(disk)):
+            if not self.hook.wnodes_disk_create(disk=disk):
+                raise NoProvider(f"no plug-in makes a {disk.format} disk on {disk.base!r}")
+
+    def _start_vm(self, vm: Vm) -> Process:
+        with self.journal.making_it("vm", vm.name, **asdict(vm)) as facts:
+            process: Process = self.hook.wnodes_vm_start(vm=vm)
+            facts.update(pid=process.pid, started=process.started)
+        return process
+
+    async def _set_up(self, channel: GuestChannel) -> dict[str, Any]:
+        user = self.plan.user
+        facts = await channel.hello()
+        await channel.request(
+            "setup",
+            host_name=self.plan.host_name,
+            clock=time.time(),
+            user={"name": user.name, "uid": user.uid, "gid": user.gid, "home": user.home},
+            groups=dict(user.groups),
+            commands=list(self.plan.host_commands),
+        )
+        return facts
+
+    async def _mount_all(self, channel: GuestChannel, facts: dict[str, Any]) -> None:
+        for index, mount in enumerate(self.plan.mounts):
+            await self._mount(channel, index, mount, facts)
+
+    async def _mount(self, channel: GuestChannel, index: int, mount: Mount, facts: dict[str, Any]) -> None:
+        port = MOUNT_PORT.format(index)
+        socket_path = self.plan.mount_socket(index)
+        with self.journal.making_it("attachment", mount.target, socket=socket_path) as made:
+            attachment = self.hook.wnodes_mount_attach(mount=mount, socket_path=socket_path, guest={**facts, "port": port})
+            if attachment is None:
+                raise NoProvider(f"mount {mount}: no storage plug-in can serve it to this guest")
+            made.update(attachment=attachment)
+        for step in attachment["guest"]:
+            await channel.request(step.pop("verb"), **step)
+
+    async def _while_alive(self, wanted: Any) -> Any:
+        """Await something of the guest, but notice at once if the VM ends meanwhile."""
+        task = asyncio.ensure_future(wanted)
+        death = asyncio.ensure_future(self.ended())
+        try:
+            await asyncio.wait({task, death}, return_when=asyncio.FIRST_COMPLETED, timeout=self.plan.boot_timeout_s)
+            if task.done():
+                return task.result()
+            if death.done():
+                raise GuestPanic(f"the VM ended while it started{self.console_tail()}")
+            raise BootTimeout(f"the guest did not answer within {self.plan.boot_timeout_s:g} s{self.console_tail()}")
+        except ChannelLost as error:
+            # A closed channel is what a dying QEMU shows first: give its end a moment to be seen.
+            await asyncio.wait({death}, timeout=2)
+            if death.done():
+                raise GuestPanic(f"the VM ended while it started{self.console_tail()}") from error
+            raise
+        finally:
+            for each in (task, death):
+                each.cancel()
+            await asyncio.gather(task, death, return_exceptions=True)
+
+    async def ended(self) -> None:
+        """Return when the VM's process is gone."""
+        fd = processes.open_pidfd(self.process) if self.process else None
+        if fd is None:
+            return
+        loop = asyncio.get_running_loop()
+        gone = loop.create_future()
+        loop.add_reader(fd, lambda: gone.done() or gone.set_result(None))
+        try:
+            await gone
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+
+    def console_tail(self) -> str:
+        """The guest's last words for an error message, without control characters, or ''."""
+        text = read_tail(self.plan.console, 2000)
+        clean = "".join(c for c in text if c.isprintable() or c == "\n").strip()
+        lines = "\n".join(f"  console: {line}" for line in clean.splitlines()[-8:])
+        return f"; its console ended with\n{lines}" if lines else " and wrote nothing to its console"
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.trace.add(name, time.monotonic() - began)
+
+
+def undo_one(resource: Resource, hook: Any) -> None:
+    """Undo one open resource of a journal; "already gone" is fine.
+
+    Raises WnodesError or OSError if it is still there afterwards.
+    """
+    undo = _UNDO.get(resource.kind)
+    if undo is None:
+        raise WnodesError(f"journal names a {resource.kind!r}, which nothing here can undo")
+    undo(resource, hook)
+
+
+def _undo_vm(resource: Resource, hook: Any) -> None:
+    facts = {key: value for key, value in resource.data.items() if key not in ("pid", "started")}
+    if not hook.wnodes_vm_stop(vm=vm_from_dict(facts)):
+        raise WnodesError(f"VM {resource.name} is still there")
+
+
+def _undo_disk(resource: Resource, hook: Any) -> None:
+    hook.wnodes_disk_delete(disk=Disk(**resource.data))
+
+
+def _undo_attachment(resource: Resource, hook: Any) -> None:
+    if "attachment" in resource.data:
+        hook.wnodes_mount_detach(attachment=resource.data["attachment"])
+
+
+_UNDO: dict[str, Callable[[Resource, Any], None]] = {
+    "vm": _undo_vm,
+    "disk": _undo_disk,
+    "attachment": _undo_attachment,
+}

@@ -1,0 +1,203 @@
+"""The plan: everything the keeper needs to raise one lease's VM, decided before it starts.
+
+wnodesd (or, embedded, the launcher) makes it from the admitted request, the job's facts and the
+site's settings; the keeper only carries it out. It crosses a socket as JSON.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from wnodes_core.errors import LimitExceeded, RequestError
+from wnodes_core.model import Boot, Channel, Disk, Image, Job, Mount, Vm, VmRequest
+
+AGENT_PORT = "org.wnodes.agent.0"
+MOUNT_PORT = "org.wnodes.mount.{}"
+
+# What QEMU and our helpers need beside the guest's RAM, in MiB, so that the LRMS never ends a
+# well-behaved guest for its memory. Measured: QEMU 7.2 with a guest that touched all of its
+# memory, plus keeper (55), launcher (16) and gateway (8); TCG adds its translation buffer.
+OVERHEAD_MIB = {"kvm": 192, "tcg": 288}
+DEFAULT_MEMORY_MIB = 1024
+DEFAULT_CPUS = 1
+
+
+@dataclass(frozen=True)
+class User:
+    """The job's user as the guest must know it; ``groups`` maps names to gids."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+    groups: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, uid: int, gid: int) -> User:
+        """Look the user and all groups up in the system's databases.
+
+        Raises RequestError for an uid without an account.
+        """
+        try:
+            entry = pwd.getpwuid(uid)
+        except KeyError:
+            raise RequestError(f"uid {uid} has no account on this node") from None
+        gids = dict.fromkeys([gid, *os.getgrouplist(entry.pw_name, gid)])
+        return cls(entry.pw_name, uid, gid, entry.pw_dir, {_group_name(g): g for g in gids})
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return f"gid{gid}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One lease's VM, in full. Sizes are the guest's own."""
+
+    lease: str
+    folder: str
+    job: Job
+    image: Image
+    user: User
+    accel: str
+    cpus: int
+    memory_mib: int
+    mounts: tuple[Mount, ...]
+    boot_timeout_s: float
+    console_kib: int = 1024
+    host_commands: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Back from ``to_dict``."""
+        return cls(
+            **{
+                **data,
+                "job": Job(**data["job"]),
+                "image": Image.from_dict(data["image"]),
+                "user": User(**data["user"]),
+                "mounts": tuple(Mount(**mount) for mount in data["mounts"]),
+                "host_commands": tuple(data["host_commands"]),
+            }
+        )
+
+    @property
+    def host_name(self) -> str:
+        """The guest's host name: unique, legal in DNS, and it says which job it is."""
+        return re.sub(r"[^a-z0-9-]+", "-", f"wn-{self.job.job_id}-{self.job.node}".lower()).strip("-")[:63]
+
+    @property
+    def overlay(self) -> Disk:
+        """The lease's copy-on-write layer on the image."""
+        return Disk(f"{self.folder}/overlay.qcow2", "qcow2", self.image.path, self.image.format, serial="root")
+
+    @property
+    def console(self) -> str:
+        """The file that receives the guest's serial console."""
+        return f"{self.folder}/console.log"
+
+    @property
+    def agent_socket(self) -> str:
+        """Host side of the agent's port."""
+        return f"{self.folder}/agent.sock"
+
+    def mount_socket(self, index: int) -> str:
+        """Host side of the port of mount number ``index``."""
+        return f"{self.folder}/mount{index}.sock"
+
+    def vm(self, cpuset: Sequence[int]) -> Vm:
+        """What the backend is to start, pinned to ``cpuset`` (the job's, known to the keeper only)."""
+        mounts = (Channel(MOUNT_PORT.format(i), self.mount_socket(i)) for i in range(len(self.mounts)))
+        return Vm(
+            name=f"wnodes-{self.lease}",
+            folder=self.folder,
+            cpus=self.cpus,
+            memory_mib=self.memory_mib,
+            accel=self.accel,
+            disks=(self.overlay,),
+            channels=(Channel(AGENT_PORT, self.agent_socket), *mounts),
+            boot=self.image.boot or None,
+            arch=self.image.arch,
+            cpuset=tuple(cpuset),
+            console=self.console,
+        )
+
+
+def vm_from_dict(data: Mapping[str, Any]) -> Vm:
+    """A Vm back from the journal."""
+    boot = data.get("boot")
+    return Vm(
+        **{
+            **data,
+            "disks": tuple(Disk(**disk) for disk in data["disks"]),
+            "channels": tuple(Channel(**channel) for channel in data["channels"]),
+            "cpuset": tuple(data["cpuset"]),
+            "boot": Boot(**boot) if boot else None,
+        }
+    )
+
+
+def guest_memory_mib(request: VmRequest, job: Job, settings: Any, accel: str) -> int:
+    """The guest's RAM: what was asked for or what the job has, less the measured overhead.
+
+    The job's memory is a hard limit of its cgroup, so QEMU itself must fit beside the guest.
+    Where the LRMS gave none (``job.memory_mib`` 0) the wish is the guest's own size.
+
+    Raises LimitExceeded if what is left is below the site's minimum.
+    """
+    if not job.memory_mib:
+        return request.memory_mib or DEFAULT_MEMORY_MIB
+    overhead = settings.vm.memory_overhead_mib or OVERHEAD_MIB[accel]
+    total = min(request.memory_mib or job.memory_mib, job.memory_mib)
+    left = total - overhead
+    if left < settings.vm.min_memory_mib:
+        want = overhead + settings.vm.min_memory_mib
+        raise LimitExceeded(
+            f"memory {total} MiB leaves {left} MiB for the guest beside {overhead} MiB for the VM itself",
+            hint=f"ask the batch system for at least {want} MiB",
+        )
+    return left
+
+
+def make(
+    request: VmRequest,
+    job: Job,
+    image: Image,
+    settings: Any,
+    accel: str,
+    *,
+    lease: str = "",
+    folder: str = "",
+    host_commands: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The plan of an admitted request, as JSON values.
+
+    Raises RequestError (memory too small, user unknown).
+    """
+    return Plan(
+        lease=lease,
+        folder=folder,
+        job=job,
+        image=image,
+        user=User.of(job.uid, job.gid),
+        accel=accel,
+        cpus=request.cpus or job.cpus or DEFAULT_CPUS,
+        memory_mib=guest_memory_mib(request, job, settings, accel),
+        mounts=request.mounts,
+        boot_timeout_s=settings.vm.boot_timeout_s,
+        console_kib=settings.vm.console_kib,
+        host_commands=tuple(host_commands),
+    ).to_dict()
