@@ -1,0 +1,223 @@
+"""The keeper: the process that owns one lease's VM, from its start to its clean end.
+
+Runs as the job's user in the job's cgroup, in a session of its own, and shrugs off the signals
+that a batch system sends to a whole step: the user's program in the guest gets them from the
+launcher, and has its grace. It ends when its lease ends (told by wnodesd, or, embedded, when the
+last launcher has gone), or with its VM.
+
+Started by the launcher as ``python -I -m wnodes_core.keeper`` with a JSON object on stdin:
+``{"plan": {…}, "token": "…", "daemon": "/run/wnodes/wnodesd.sock"}``; no token = embedded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from wnodes_core import processes
+from wnodes_core.errors import ChannelLost, GuestPanic, WnodesError
+from wnodes_core.files import remove_tree, write_atomic
+from wnodes_core.guest.relay import Relay
+from wnodes_core.journal import Journal
+from wnodes_core.keeper_lease import Holding
+from wnodes_core.lifecycle import Lifecycle, Running
+from wnodes_core.model import Trace
+from wnodes_core.plan import Plan
+from wnodes_core.plugins import Plugins
+
+log = logging.getLogger("wnodes.keeper")
+
+SHRUGGED_OFF = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
+    signal.SIGUSR2, signal.SIGALRM, signal.SIGTSTP, signal.SIGXCPU, signal.SIGPIPE,
+)  # fmt: skip
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+CONSOLE_CHECK_S = 5.0
+
+
+class Keeper:
+    """One lease, from plan to clean end."""
+
+    def __init__(self, plan: Plan, hook: Any, holding: Holding | None) -> None:
+        self.plan = plan
+        self.hook = hook
+        self.holding = holding
+        self.trace = Trace()
+        self.state = "starting"
+        self.reason = ""
+        self._end = asyncio.Event()
+        self.relay = Relay(
+            f"{plan.folder}/keeper.sock",
+            on_idle=self._launchers_gone,
+            on_pause=self._pause,
+            on_trace=self.trace.add,
+            host_commands=plan.host_commands,
+        )
+        self.journal = Journal(f"{plan.folder}/journal")
+        self.lifecycle = Lifecycle(plan, self.journal, hook, self.trace, self.relay.announce)
+
+    async def run(self) -> None:
+        """Serve the lease until it ends; nothing of the VM is left when this returns."""
+        self._tell("starting")
+        await self.relay.start()
+        if self.holding:
+            self.holding.start(on_end=self.end)
+        try:
+            running = await self._start_unless_ended()
+            if running:
+                await self._serve(running)
+        except WnodesError as error:
+            self._tell("failed", error)
+            await self.relay.fail(error)
+            await self._launchers_read_it()
+        finally:
+            await self._tear_down()
+
+    async def _start_unless_ended(self) -> Running | None:
+        starting = asyncio.ensure_future(self.lifecycle.start())
+        ending = asyncio.ensure_future(self._end.wait())
+        await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if starting.done():
+            return starting.result()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return None
+
+    async def _serve(self, running: Running) -> None:
+        await self.relay.ready(running.channel)
+        self._tell("running")
+        watched = [
+            asyncio.ensure_future(self._end.wait()),
+            asyncio.ensure_future(self.lifecycle.ended()),
+            asyncio.ensure_future(running.channel.lost()),
+        ]
+        bounded = asyncio.ensure_future(self._bound_console())
+        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*watched, bounded):
+            task.cancel()
+        if self._end.is_set():
+            return
+        await self._vm_was_lost()
+
+    async def _vm_was_lost(self) -> None:
+        """The guest ended by itself or broke its channel while commands ran in it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.lifecycle.ended(), 2)
+            raise GuestPanic(f"the VM ended while the job ran in it{self.lifecycle.console_tail()}")
+        raise ChannelLost(f"the channel to the guest broke while the job ran{self.lifecycle.console_tail()}")
+
+    def end(self, reason: str) -> None:
+        """End the lease now; the first reason counts."""
+        self.reason = self.reason or reason
+        self._end.set()
+
+    def _launchers_gone(self) -> None:
+        if self.holding is None:
+            self.end("the last launcher has gone")
+
+    async def _launchers_read_it(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.relay.drained(), 5)
+
+    async def _pause(self, paused: bool) -> None:
+        await asyncio.to_thread(self.hook.wnodes_vm_pause, vm=self.plan.vm(()), paused=paused)
+
+    async def _bound_console(self) -> None:
+        """Keep the console file below its limit: a chatty guest must not fill the node's disk."""
+        limit = self.plan.console_kib << 10
+        while True:
+            await asyncio.sleep(CONSOLE_CHECK_S)
+            with contextlib.suppress(OSError):
+                if os.path.getsize(self.plan.console) > limit:
+                    os.truncate(self.plan.console, 0)  # QEMU appends (libvirt: append='on')
+
+    async def _tear_down(self) -> None:
+        self._tell("ending")
+        await self.relay.stop()
+        errors = await asyncio.to_thread(self.lifecycle.stop)
+        for error in errors:
+            log.error("teardown: %s", error)
+        if self.holding:
+            await self.holding.finish(self._facts("gone"))
+        elif not errors:
+            self.journal.close()
+            remove_tree(self.plan.folder)
+
+    def _facts(self, state: str, error: WnodesError | None = None) -> dict[str, Any]:
+        facts: dict[str, Any] = {"event": "state", "state": state, "trace": self.trace.steps, "reason": self.reason}
+        if error is not None:
+            facts["error"] = error.to_dict()
+        if self.lifecycle.process:
+            facts["vm_pid"] = self.lifecycle.process.pid
+        return facts
+
+    def _tell(self, state: str, error: WnodesError | None = None) -> None:
+        """Tell wnodesd and leave the state beside the VM for ``wnodes lease``."""
+        self.state = state
+        facts = self._facts(state, error)
+        if self.holding:
+            self.holding.tell(facts)
+        me = processes.read(os.getpid())
+        lease = {
+            "id": self.plan.lease,
+            "lrms": self.plan.job.lrms,
+            "job_id": self.plan.job.job_id,
+            "node": self.plan.job.node,
+            "user": self.plan.user.name,
+            "uid": self.plan.user.uid,
+            "image": f"{self.plan.image.name}:{self.plan.image.tag}",
+            "folder": self.plan.folder,
+            "keeper": {"pid": os.getpid(), "started": me.started if me else 0},
+            "since": time.time(),
+            **facts,
+        }
+        write_atomic(f"{self.plan.folder}/lease.json", json.dumps(lease).encode(), mode=0o600)
+
+
+def _settle_in(folder: str) -> None:
+    """Become a process that outlives what started it, and the parent of the daemonised QEMU."""
+    os.umask(0o077)
+    os.chdir(folder)
+    for number in SHRUGGED_OFF:
+        signal.signal(number, signal.SIG_IGN)
+    # libvirt daemonises QEMU; as subreaper we stay its ancestor, which keeps it in the process
+    # family that Slurm's proctrack/linuxproc follows.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def main() -> int:
+    """Entry point of the keeper process."""
+    given = json.load(sys.stdin)
+    plan = Plan.from_dict(given["plan"])
+    _settle_in(plan.folder)
+    log_file = open(f"{plan.folder}/keeper.log", "a", buffering=1)  # noqa: SIM115 - lives as long as we do
+    os.dup2(log_file.fileno(), 2)
+    os.dup2(log_file.fileno(), 1)
+    logging.basicConfig(stream=log_file, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    holding = Holding(given["daemon"], plan.lease, given["token"]) if given.get("token") else None
+    try:
+        if holding:
+            holding.claim()
+        asyncio.run(_run(plan, holding, tuple(given.get("disabled", ()))))
+    except Exception:
+        log.exception("keeper of %s failed", plan.lease)
+        return 1
+    return 0
+
+
+async def _run(plan: Plan, holding: Holding | None, disabled: tuple[str, ...]) -> None:
+    hook = Plugins(disabled=disabled).hook
+    await Keeper(plan, hook, holding).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

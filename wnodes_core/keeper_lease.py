@@ -1,0 +1,113 @@
+"""The keeper's side of its lease: one open connection to wnodesd, renewed after a restart of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from wnodes_core.errors import TransientError, from_dict
+
+CLAIM_TIMEOUT_S = 30.0
+RETRY_S = 0.5
+
+
+class Holding:
+    """Holds a lease by an open connection. ``claim`` first, then ``start`` inside the event loop."""
+
+    def __init__(self, daemon: str, lease: str, token: str) -> None:
+        self._daemon = daemon
+        self._hello = {"op": "hold", "lease": lease, "token": token}
+        self._socket: socket.socket | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._last: dict[str, Any] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._finished = False
+
+    def claim(self) -> None:
+        """Claim the lease and wait for the grant: by then we are in the cgroup we belong to.
+
+        Raises the daemon's refusal, or TransientError if it does not answer.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(CLAIM_TIMEOUT_S)
+        try:
+            sock.connect(self._daemon)
+            sock.sendall(json.dumps(self._hello).encode() + b"\n")
+            reply = _read_line(sock)
+        except OSError as error:
+            raise TransientError(f"wnodesd at {self._daemon} does not answer: {error}") from error
+        if not reply.get("ok"):
+            raise from_dict(reply.get("error", {}))
+        self._socket = sock
+
+    def start(self, on_end: Callable[[str], None]) -> None:
+        """Watch the connection from the event loop; ``on_end(reason)`` when the lease is over."""
+        self._task = asyncio.ensure_future(self._keep(on_end))
+
+    def tell(self, facts: dict[str, Any]) -> None:
+        """Tell wnodesd a change of state; what cannot be told now is told on reconnection."""
+        self._last = facts
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.write(json.dumps(facts).encode() + b"\n")
+
+    async def finish(self, facts: dict[str, Any]) -> None:
+        """Say the last word and close, which releases the lease."""
+        self._finished = True
+        self.tell(facts)
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._writer is not None:
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(self._writer.drain(), 2)
+            self._writer.close()
+
+    async def _keep(self, on_end: Callable[[str], None]) -> None:
+        while not self._finished:
+            try:
+                reader = await self._connected()
+                await self._listen(reader, on_end)
+            except (OSError, ValueError):
+                pass  # wnodesd restarts: the job goes on, we come back with the same token
+            self._writer = None
+            await asyncio.sleep(RETRY_S)
+
+    async def _connected(self) -> asyncio.StreamReader:
+        if self._socket is not None:
+            self._socket.setblocking(False)
+            reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
+            self._socket = None
+        else:
+            reader, self._writer = await asyncio.open_unix_connection(self._daemon)
+            self._writer.write(json.dumps(self._hello).encode() + b"\n")
+        if self._last is not None:
+            self._writer.write(json.dumps(self._last).encode() + b"\n")
+        return reader
+
+    async def _listen(self, reader: asyncio.StreamReader, on_end: Callable[[str], None]) -> None:
+        while line := await reader.readline():
+            message = json.loads(line)
+            if message.get("op") == "end":
+                on_end(str(message.get("reason", "ended by wnodesd")))
+            elif message.get("ok") is False:
+                # The daemon that came back does not know us: the lease is over.
+                on_end(str(message.get("error", {}).get("message", "lease refused")))
+
+
+def _read_line(sock: socket.socket) -> dict[str, Any]:
+    deadline = time.monotonic() + CLAIM_TIMEOUT_S
+    line = b""
+    while not line.endswith(b"\n"):
+        # One byte at a time: what follows the line belongs to the event loop's reader.
+        byte = sock.recv(1)
+        if not byte or time.monotonic() > deadline:
+            raise OSError("connection closed")
+        line += byte
+    reply: dict[str, Any] = json.loads(line)
+    return reply

@@ -1,0 +1,140 @@
+"""The launcher: stands in front of a task and becomes it, inside the job's VM.
+
+It asks for the lease, starts the keeper if it is the one elected to, runs one command in the
+guest with its own stdin, stdout and stderr, and ends as that command ended. On any doubt it
+refuses: a job that asked for a VM never runs on the host.
+
+Exit code 125 is ours: the VM could not be had or was lost; the message on stderr says why.
+Imports stay few, because every task of every VM job pays for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import Any, NoReturn
+
+from wnodes_core.agent.client import call
+from wnodes_core.command import clean_environment
+from wnodes_core.errors import HostBusy, WnodesError
+from wnodes_core.guest import client
+from wnodes_core.guest.client import Command
+
+REFUSED = 125
+DAEMON = "/run/wnodes/wnodesd.sock"
+LAUNCH_TIMEOUT_S = 3600.0
+
+
+def main(lrms: str, daemon: str = DAEMON) -> NoReturn:
+    """Run this process's own task in the job's VM; never returns."""
+    try:
+        task = importlib.import_module(f"wnodes_{lrms}.task").read_task(tuple(sys.argv), dict(os.environ))
+        folder, keeper = _lease(lrms, daemon)
+        command = command_of(task.argv, task.environ, carried=task.carried)
+        end = client.run(
+            f"{folder}/keeper.sock",
+            command,
+            keeper=keeper,
+            host_commands=task.host_commands,
+            leader_signals=task.leader_signals,
+            on_tstp="pause",
+        )
+    except WnodesError as error:
+        refuse(error)
+    client.die_like(end)
+
+
+def refuse(error: WnodesError) -> NoReturn:
+    """Say why there is no VM and end with our own exit code."""
+    print(f"wnodes: error: {error}", file=sys.stderr, flush=True)
+    os._exit(REFUSED)
+
+
+def _lease(lrms: str, daemon: str) -> tuple[str, int]:
+    """The lease's folder and, if we were elected to start it, the keeper's pid (else 0)."""
+    grant = call({"op": "launch", "lrms": lrms}, on_progress=_progress, timeout_s=LAUNCH_TIMEOUT_S, path=daemon)
+    folder = str(grant["folder"])
+    if grant["role"] == "join":
+        return folder, 0
+    given = {"plan": grant["plan"], "token": grant["token"], "daemon": daemon, "disabled": grant.get("disabled", [])}
+    return folder, start_keeper(given, leave_family=grant["home"] == "job")
+
+
+def _progress(text: str) -> None:
+    print(f"wnodes: {text}", file=sys.stderr, flush=True)
+
+
+def start_keeper(given: dict[str, Any], *, leave_family: bool) -> int:
+    """Start the keeper with what it needs on its stdin; its pid, or 0 if it left our family.
+
+    ``leave_family`` forks twice: a keeper that is to outlive this step must not be found by a
+    process tracker that follows parents (Slurm's proctrack/linuxproc).
+
+    Raises HostBusy if no process can be made.
+    """
+    code = json.dumps(given).encode()
+    try:
+        receive, send = os.pipe()
+        pid = os.fork()
+    except OSError as error:
+        raise HostBusy(f"cannot start the keeper: {error}") from error
+    if pid == 0:
+        _become_keeper(receive, send, leave_family)
+    os.close(receive)
+    with os.fdopen(send, "wb") as pipe:
+        pipe.write(code)
+    if leave_family:
+        os.waitpid(pid, 0)
+        return 0
+    return pid
+
+
+def _become_keeper(receive: int, send: int, leave_family: bool) -> NoReturn:
+    try:
+        os.setsid()
+        if leave_family and os.fork():
+            os._exit(0)
+        os.close(send)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(receive, 0)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        # Everything else the task was given (Slurm's own pipes among it) stays with the task:
+        # a copy here would hold them open after its end.
+        os.closerange(3, 4096)
+        os.execve(sys.executable, [sys.executable, "-I", "-m", "wnodes_core.keeper"], clean_environment())
+    finally:
+        os._exit(REFUSED)
+
+
+def command_of(argv: tuple[str, ...], environ: dict[str, str], *, carried: tuple[str, ...] = ()) -> Command:
+    """What to run in the guest: ``argv`` as this very process would have run it."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return Command(
+        argv=list(argv),
+        environ=environ,
+        cwd=_cwd(),
+        umask=umask,
+        uid=os.getuid(),
+        gid=os.getgid(),
+        groups=os.getgroups(),
+        files=[_carry(path) for path in carried],
+        tty=os.isatty(0) and os.isatty(1),
+    )
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
+def _carry(path: str) -> dict[str, Any]:
+    """A file that the guest cannot see (the LRMS's spool) and the command needs at its own path."""
+    with open(path, "rb") as file:
+        content = file.read()
+    return {"path": path, "mode": 0o700, "content": content}
