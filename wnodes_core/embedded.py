@@ -1,0 +1,119 @@
+"""The embedded default: one user, one machine, no LRMS, no wnodesd, no root.
+
+The same plan, keeper and lifecycle as under a batch system; the lease folder lies in
+``/var/tmp/wnodes-UID`` (local disk, short enough for socket names), and the lease lasts as long
+as its launcher. What a crash left behind is undone by the next call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wnodes_core import processes
+from wnodes_core.errors import WnodesError
+from wnodes_core.files import private_folder, remove_tree
+from wnodes_core.journal import Journal
+from wnodes_core.lifecycle import undo_one
+from wnodes_core.model import Job, Process
+from wnodes_core.plugins import Plugins
+
+
+def leases_root() -> Path:
+    """This user's folder of leases, made if need be. Raises HostError if it is not ours alone."""
+    return private_folder(f"/var/tmp/wnodes-{os.getuid()}")
+
+
+def new_lease() -> tuple[str, str]:
+    """A fresh lease: its id and its private folder."""
+    lease = f"local-{os.urandom(4).hex()}"
+    return lease, str(private_folder(leases_root() / lease))
+
+
+def own_job(lease: str, *, work_dir: str) -> Job:
+    """The job that a bare ``wnodes run`` is: the calling user, here and now."""
+    import pwd
+
+    uid = os.getuid()
+    return Job(
+        lrms="local",
+        job_id=lease.rpartition("-")[2],
+        node=socket.gethostname().partition(".")[0],
+        uid=uid,
+        gid=os.getgid(),
+        user=pwd.getpwuid(uid).pw_name,
+        work_dir=work_dir,
+    )
+
+
+def states() -> Iterator[dict[str, Any]]:
+    """What ``lease.json`` says in each of this user's lease folders, newest last."""
+    root = Path(f"/var/tmp/wnodes-{os.getuid()}")
+    for folder in sorted(root.glob("*/"), key=lambda path: path.stat().st_mtime):
+        with contextlib.suppress(OSError, ValueError):
+            yield json.loads((folder / "lease.json").read_text())
+
+
+def sweep() -> list[Exception]:
+    """Undo what dead keepers left behind; leases whose keeper lives are not touched.
+
+    A folder without ``lease.json`` belongs to a launcher that is just starting its keeper; it
+    counts as dead when it is older than a minute.
+    """
+    errors: list[Exception] = []
+    for folder in leases_root().iterdir():
+        if not _alive(folder):
+            errors += undo(folder)
+    return errors
+
+
+def undo(folder: Path) -> list[Exception]:
+    """Undo one dead lease by its journal and remove its folder; idempotent."""
+    hook = Plugins(scan=False).hook
+    errors: list[Exception] = []
+    if (folder / "journal").exists():
+        journal = Journal(folder / "journal")
+        errors = journal.undo(lambda resource: undo_one(resource, hook))
+        journal.close()
+    if not errors:
+        try:
+            remove_tree(folder)
+        except OSError as error:
+            errors.append(error)
+    return errors
+
+
+def _alive(folder: Path) -> bool:
+    import time
+
+    try:
+        keeper = json.loads((folder / "lease.json").read_text())["keeper"]
+    except FileNotFoundError:
+        try:
+            return time.time() - folder.stat().st_mtime < 60
+        except FileNotFoundError:
+            return True  # its own keeper has just removed it
+    except (ValueError, KeyError, OSError):
+        return False
+    return processes.alive(Process(int(keeper["pid"]), 0, os.getuid(), int(keeper["started"]), "", ()))
+
+
+def wait_for_keeper(pid: int, folder: str) -> list[Exception]:
+    """Wait until the keeper has cleaned up; do it ourselves if it was killed."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+    return undo(Path(folder)) if os.path.isdir(folder) else []
+
+
+def warn(errors: list[Exception]) -> None:
+    """Tell the user what could not be removed."""
+    import sys
+
+    for error in errors:
+        text = error.message if isinstance(error, WnodesError) else error
+        print(f"wnodes: warning: left behind: {text}", file=sys.stderr)
