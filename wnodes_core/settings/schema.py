@@ -1,0 +1,153 @@
+"""The settings as frozen dataclasses. They are the schema: keys, types, defaults, words of help.
+
+A key in YAML is the name of the field. Numbers are in the unit that the name ends in; a word
+with a unit of its own (``8G``, ``30m``, ``90%``) is understood as well. A new field here is at
+once known to the loader, ``wnodes config``, docs/settings.md and docs/wnodes.yaml.example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from wnodes_core.settings import values
+
+SITE_FOLDER = "/etc/wnodes"
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def setting(default: Any, doc: str, convert: values.Convert | None = None, *, node_only: bool = False) -> Any:
+    """A field with its help text and the converter of its word (or of each word of its list).
+
+    ``node_only``: it describes the node's own wnodesd, so a user's embedded run does not take it
+    from the site's file.
+    """
+    metadata = {"doc": doc, "convert": convert, "node_only": node_only}
+    if default in ({}, []):
+        return field(default_factory=type(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(cls: type, doc: str) -> Any:
+    """A field that is a section of its own."""
+    return field(default_factory=cls, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class PurgeSettings:
+    """When images that nobody uses are removed from the node."""
+
+    max_age_days: int = setting(30, "Remove an image unused for so long; 0 = never.", values.duration("d", 0))
+    high_percent: int = setting(90, "Start removing when the file system is filled beyond this.", values.percent)
+    low_percent: int = setting(80, "Then remove, least recently used first, until it is filled less.", values.percent)
+
+    def __post_init__(self) -> None:
+        if self.low_percent > self.high_percent:
+            raise ValueError(f"low_percent {self.low_percent} exceeds high_percent {self.high_percent}")
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """The image store of this node."""
+
+    folder: str = setting("", "The store. Default: STATE_DIR/images.", values.folder, node_only=True)
+    fetch_timeout_s: int = setting(1800, "Give up fetching an image after so long.", values.duration("s"))
+    purge: PurgeSettings = section(PurgeSettings, "Automatic removal of images; one in use is never removed.")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of the policy. It matches when each list that is given names the job's.
+
+    All rules that match are put together in order: of single values the later one wins, lists
+    add up. A list that no matching rule gives leaves everything allowed; an empty list, nothing.
+    """
+
+    users: tuple[str, ...] = setting((), "User names or patterns (`*`, `?`, `[]`); empty = everybody.")
+    groups: tuple[str, ...] = setting((), "Groups or patterns; the user is in one of them; empty = all.")
+    queues: tuple[str, ...] = setting((), "Queues or partitions; empty = all.")
+    accounts: tuple[str, ...] = setting((), "Accounts, projects or virtual organisations; empty = all.")
+    images: tuple[str, ...] | None = setting(None, "Patterns of images allowed, as NAME (any tag) or NAME:TAG.")
+    default_image: str = setting("", "The image for a request that names none.")
+    mounts: tuple[str, ...] = setting(
+        (), "Mounts that every VM gets: SRC[:DST][:ro]; `~` is the user's home, `{user}` the name.", values.mount
+    )
+    allow_mounts: tuple[str, ...] | None = setting(
+        None, "Host folders that users may mount, with all below; `~` and `{user}` as above.", values.place
+    )
+    max_cpus: int = setting(0, "The most cpus a VM may have; 0 = as many as the job.", values.whole)
+    max_memory_mib: int = setting(0, "The most memory a VM may have; 0 = as much as the job.", values.size("m"))
+
+
+@dataclass(frozen=True)
+class VmSettings:
+    """How VMs are made on this node."""
+
+    boot_timeout_s: int = setting(180, "A guest that has not answered by then is given up.", values.duration("s"))
+    memory_overhead_mib: int = setting(
+        0, "Kept back from the job's memory for QEMU itself; 0 = measured default.", values.size("m")
+    )
+    min_memory_mib: int = setting(128, "A VM with less memory is refused.", values.size("m"))
+    console_kib: int = setting(1024, "How much of the serial console is kept with the lease.", values.size("k"))
+
+
+@dataclass(frozen=True)
+class DaemonSettings:
+    """wnodesd on this node."""
+
+    socket: str = setting("", "Where it listens. Default: RUN_DIR/wnodesd.sock.", values.socket_path)
+    metrics: str = setting(
+        "", "Prometheus: unix:/PATH or 127.0.0.1:PORT. Default: unix:RUN_DIR/metrics.sock.", values.metrics_address
+    )
+    sweep_interval_s: int = setting(30, "How often it looks for leases whose job is gone.", values.duration("s"))
+    log_level: str = setting("info", "How much it logs: debug, info, warning or error.", values.choice(*_LEVELS))
+
+
+@dataclass(frozen=True)
+class PluginSettings:
+    """Which plug-ins are left out."""
+
+    disabled: tuple[str, ...] = setting((), "Names (as `wnodes plugins` shows them) not to load.")
+
+
+class Derived(str):
+    """A default that was made from another value, and follows it through ``replace``."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one node (or, embedded, of one user)."""
+
+    state_dir: str = setting(
+        "/var/lib/wnodes", "Leases, journals and images: a local file system with room.", values.folder, node_only=True
+    )
+    run_dir: str = setting("/run/wnodes", "Sockets of wnodesd; a tmpfs.", values.folder)
+    accel: str = setting(
+        "auto",
+        "kvm (a node where it does not run is an error), tcg (emulation), or auto: kvm where it is proved to run.",
+        values.choice("auto", "kvm", "tcg"),
+    )
+    images: ImageSettings = section(ImageSettings, "The image store.")
+    policy: tuple[Rule, ...] = setting((), "Who may have what. Rules of later files follow those of earlier ones.")
+    vm: VmSettings = section(VmSettings, "How VMs are made.")
+    daemon: DaemonSettings = section(DaemonSettings, "wnodesd.")
+    plugins: PluginSettings = section(PluginSettings, "Plug-ins.")
+    lrms: Mapping[str, Mapping[str, Any]] = setting(
+        {}, "One section an adapter, by its name; its own page says what is in it."
+    )
+
+    # Not keys: where it all came from. ``origins``: "images.folder" -> "FILE:LINE".
+    sources: tuple[str, ...] = field(default=(), compare=False)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._derive("images", folder=f"{self.state_dir}/images")
+        self._derive("daemon", socket=f"{self.run_dir}/wnodesd.sock", metrics=f"unix:{self.run_dir}/metrics.sock")
+
+    def _derive(self, name: str, **defaults: str) -> None:
+        old = getattr(self, name)
+        unset = {
+            k: Derived(v) for k, v in defaults.items() if isinstance(getattr(old, k), Derived) or not getattr(old, k)
+        }
+        object.__setattr__(self, name, replace(old, **unset))
