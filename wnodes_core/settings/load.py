@@ -45,7 +45,10 @@ def load(
     if chosen:
         files = [_Files(_with_fragments(Path(chosen)), required=Path(chosen))]
     else:
-        files = [_Files(_with_fragments(Path(site_folder, "wnodes.yaml")), site_of_user=ordinary)]
+        # A site may keep its policy to itself; embedded runs do without.
+        hidden = ordinary and not os.access(site_folder, os.R_OK | os.X_OK)
+        site = [] if hidden else _with_fragments(Path(site_folder, "wnodes.yaml"))
+        files = [_Files(site, site_of_user=ordinary)]
         if ordinary:
             files.append(_Files([_user_folder(environ, "XDG_CONFIG_HOME", ".config") / "wnodes.yaml"]))
     return _build_settings(base, _read_all(files, trusted=not ordinary))
@@ -84,8 +87,10 @@ def _with_fragments(path: Path) -> list[Path]:
     folder = path.parent / "conf.d"
     try:
         names = sorted(os.listdir(folder))
-    except (FileNotFoundError, PermissionError):
+    except FileNotFoundError:
         names = []
+    except OSError as error:
+        raise SettingsError(f"{folder}: cannot be read: {error.strerror}") from error
     return [path, *(folder / name for name in names if name.endswith(".yaml") and not name.startswith("."))]
 
 
@@ -96,7 +101,7 @@ def _read_all(groups: Iterable[_Files], *, trusted: bool) -> list[Tree]:
             if trusted:
                 source.check_folder(path.parent)
             if group.site_of_user and not os.access(path, os.R_OK):
-                continue  # a site may keep its policy to itself; embedded runs do without
+                continue
             tree = source.read(path, trusted=trusted)
             if tree is None and path == group.required:
                 raise SettingsError(f"{path}: no such file")

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wnodes_core.errors import SettingsError
 
-MAX_BYTES = 256 << 10  # far above any real site; the composer is recursive and nodes are large
+MAX_BYTES = 256 << 10  # far above any real site
 _MAX_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
-_KNOWN_TAGS = {_TAG + t for t in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "map", "seq")}
+_KNOWN_TAGS = {_TAG + t for t in ("str", "int", "float", "bool", "null", "timestamp", "value", "map", "seq")}
 
 
 @dataclass(frozen=True)
@@ -119,45 +119,58 @@ def _compose(text: str, file: str) -> Tree:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
+        _check_events(yaml.parse(text, Loader=loader), file)
         node = yaml.compose(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         spot = Spot(file, mark.line + 1, mark.column + 1) if mark else Spot(file)
-        tab = "\t" in (text.splitlines() or [""])[min(mark.line, text.count("\n"))] if mark else False
-        hint = "YAML is indented with blanks, not with tabs" if tab else ""
+        line = text.split("\n")[mark.line : mark.line + 1] if mark else []
+        hint = "YAML is indented with blanks, not with tabs" if line and "\t" in line[0] else ""
         raise spot.error(f"not YAML: {error.problem or error.context}", hint) from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise Spot(file).error(f"not YAML: {shorten(str(error).splitlines()[0])}") from error
     if node is None:
         return Tree(Spot(file, 1, 1), "map", {})
-    tree = _tree(node, file, set(), 0)
+    tree = _tree(node, file)
     if not isinstance(tree.value, dict):
         raise tree.spot.error(f"want a mapping of KEY: VALUE lines, not {tree.kind}")
     return tree
 
 
-def _tree(node: Any, file: str, seen: set[int], depth: int) -> Tree:
+def _check_events(events: Iterable[Any], file: str) -> None:
+    """Refuse aliases (they can blow a small file up) and deep nesting.
+
+    The parser is iterative, but libyaml's composer recurses in C and takes the process with it:
+    100,000 opening brackets were a segmentation fault with PyYAML 6.0.
+    """
+    depth = 0
+    for event in events:
+        kind = type(event).__name__
+        depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
+        spot = Spot(file, event.start_mark.line + 1, event.start_mark.column + 1)
+        if kind == "AliasEvent":
+            raise spot.error(f"aliases (*{event.anchor}) are not allowed here")
+        if depth > _MAX_DEPTH:
+            raise spot.error(f"nested deeper than {_MAX_DEPTH}")
+
+
+def _tree(node: Any, file: str) -> Tree:
     spot = Spot(file, node.start_mark.line + 1, node.start_mark.column + 1)
-    if id(node) in seen:
-        raise spot.error("aliases (*name) are not allowed here")
     if node.tag not in _KNOWN_TAGS:
         raise spot.error(f"the tag {node.tag!r} is not allowed here")
-    if depth > _MAX_DEPTH:
-        raise spot.error(f"nested deeper than {_MAX_DEPTH}")
-    seen.add(id(node))
     tag = node.tag.removeprefix(_TAG)
     if node.id == "scalar":
         return Tree(spot, tag, node.value)
     if node.id == "sequence":
-        return Tree(spot, tag, [_tree(item, file, seen, depth + 1) for item in node.value])
+        return Tree(spot, tag, [_tree(item, file) for item in node.value])
     items: dict[str, tuple[Spot, Tree]] = {}
     for key_node, value_node in node.value:
-        key = _tree(key_node, file, seen, depth + 1)
+        key = _tree(key_node, file)
         if not isinstance(key.value, str):
             raise key.spot.error(f"want a word as key, not {key.kind}")
         if key.value in items:
             raise key.spot.error(f"key {shorten(key.value)!r} is given twice, first in line {items[key.value][0].line}")
-        items[key.value] = (key.spot, _tree(value_node, file, seen, depth + 1))
+        items[key.value] = (key.spot, _tree(value_node, file))
     return Tree(spot, tag, items)
 
 

@@ -119,15 +119,26 @@ def place(text: str) -> str:
 
 def mount(text: str) -> str:
     """A mount of a rule: ``SRC[:DST][:ro]`` whose paths may begin with ``~`` and hold ``{user}``."""
-    Mount.parse(expand(text, "/home/user", "user"))
+    Mount.parse(expand_mount(text, "/home/user", "user"))
     return text
 
 
-def expand(text: str, home: str, user: str) -> str:
-    """A rule's path or mount for one user: ``~`` at the start of a path, ``{user}`` anywhere.
+def expand_mount(text: str, home: str, user: str) -> str:
+    r"""A rule's mount for one user: ``~`` at the start of a path, ``{user}`` anywhere.
 
-    >>> expand("~/data:/scratch/{user}:ro", "/home/ann", "ann")
+    >>> expand_mount("~/data:/scratch/{user}:ro", "/home/ann", "ann")
     '/home/ann/data:/scratch/ann:ro'
     """
     home, user = (re.sub(r"([\\:])", r"\\\1", word) for word in (home.rstrip("/"), user))
     return re.sub(r"(^|:)~(?=[/:]|$)", lambda match: match[1] + (home or "/"), text).replace("{user}", user)
+
+
+def expand_place(text: str, home: str, user: str) -> str:
+    """A rule's folder for one user.
+
+    >>> expand_place("~/data/{user}", "/home/ann", "ann")
+    '/home/ann/data/ann'
+    """
+    if text == "~" or text.startswith("~/"):
+        text = home + "/" + text[1:]
+    return folder(text.replace("{user}", user))
