@@ -17,13 +17,15 @@ SITE_FOLDER = "/etc/wnodes"
 _LEVELS = ("debug", "info", "warning", "error")
 
 
-def setting(default: Any, doc: str, convert: values.Convert | None = None, *, node_only: bool = False) -> Any:
+def setting(
+    default: Any, doc: str, convert: values.Convert | None = None, *, node_only: bool = False, example: Any = None
+) -> Any:
     """A field with its help text and the converter of its word (or of each word of its list).
 
     ``node_only``: it describes the node's own wnodesd, so a user's embedded run does not take it
-    from the site's file.
+    from the site's file. ``example``: for the sample file, where the default would show nothing.
     """
-    metadata = {"doc": doc, "convert": convert, "node_only": node_only}
+    metadata = {"doc": doc, "convert": convert, "node_only": node_only, "example": example}
     if default in ({}, []):
         return field(default_factory=type(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -51,7 +53,9 @@ class PurgeSettings:
 class ImageSettings:
     """The image store of this node."""
 
-    folder: str = setting("", "The store. Default: STATE_DIR/images.", values.folder, node_only=True)
+    folder: str = setting(
+        "", "The store. Default: STATE_DIR/images.", values.folder, node_only=True, example="/var/lib/wnodes/images"
+    )
     fetch_timeout_s: int = setting(1800, "Give up fetching an image after so long.", values.duration("s"))
     purge: PurgeSettings = section(PurgeSettings, "Automatic removal of images; one in use is never removed.")
 
@@ -64,20 +68,36 @@ class Rule:
     add up. A list that no matching rule gives leaves everything allowed; an empty list, nothing.
     """
 
-    users: tuple[str, ...] = setting((), "User names or patterns (`*`, `?`, `[]`); empty = everybody.")
-    groups: tuple[str, ...] = setting((), "Groups or patterns; the user is in one of them; empty = all.")
-    queues: tuple[str, ...] = setting((), "Queues or partitions; empty = all.")
-    accounts: tuple[str, ...] = setting((), "Accounts, projects or virtual organisations; empty = all.")
-    images: tuple[str, ...] | None = setting(None, "Patterns of images allowed, as NAME (any tag) or NAME:TAG.")
-    default_image: str = setting("", "The image for a request that names none.")
+    users: tuple[str, ...] = setting(
+        (), "User names or patterns (`*`, `?`, `[]`); empty = everybody.", example=["ann", "atlas*"]
+    )
+    groups: tuple[str, ...] = setting(
+        (), "Groups or patterns; the user is in one of them; empty = all.", example=["physics"]
+    )
+    queues: tuple[str, ...] = setting((), "Queues or partitions, or patterns; empty = all.", example=["long"])
+    accounts: tuple[str, ...] = setting(
+        (), "Accounts, projects or virtual organisations, or patterns; empty = all.", example=["proj1"]
+    )
+    images: tuple[str, ...] | None = setting(
+        None, "Images allowed: NAME (any tag) or NAME:TAG, or patterns.", example=["debian12", "el9:2026.*"]
+    )
+    default_image: str = setting("", "The image for a request that names none.", example="debian12")
     mounts: tuple[str, ...] = setting(
-        (), "Mounts that every VM gets: SRC[:DST][:ro]; `~` is the user's home, `{user}` the name.", values.mount
+        (),
+        "Mounts that every VM gets: SRC[:DST][:ro]; `~` is the user's home, `{user}` the name.",
+        values.mount,
+        example=["/cvmfs:/cvmfs:ro", "~"],
     )
     allow_mounts: tuple[str, ...] | None = setting(
-        None, "Host folders that users may mount, with all below; `~` and `{user}` as above.", values.place
+        None,
+        "Host folders that users may ask to mount, with all below them; `~` and `{user}` as above.",
+        values.place,
+        example=["~", "/data/{user}"],
     )
-    max_cpus: int = setting(0, "The most cpus a VM may have; 0 = as many as the job.", values.whole)
-    max_memory_mib: int = setting(0, "The most memory a VM may have; 0 = as much as the job.", values.size("m"))
+    max_cpus: int = setting(0, "The most cpus a VM may have; 0 = as many as the job.", values.whole, example=16)
+    max_memory_mib: int = setting(
+        0, "The most memory a VM may have; 0 = as much as the job.", values.size("m"), example="64G"
+    )
 
 
 @dataclass(frozen=True)
@@ -96,7 +116,9 @@ class VmSettings:
 class DaemonSettings:
     """wnodesd on this node."""
 
-    socket: str = setting("", "Where it listens. Default: RUN_DIR/wnodesd.sock.", values.socket_path)
+    socket: str = setting(
+        "", "Where it listens. Default: RUN_DIR/wnodesd.sock.", values.socket_path, example="/run/wnodes/wnodesd.sock"
+    )
     metrics: str = setting(
         "", "Prometheus: unix:/PATH or 127.0.0.1:PORT. Default: unix:RUN_DIR/metrics.sock.", values.metrics_address
     )
@@ -134,7 +156,7 @@ class Settings:
     daemon: DaemonSettings = section(DaemonSettings, "wnodesd.")
     plugins: PluginSettings = section(PluginSettings, "Plug-ins.")
     lrms: Mapping[str, Mapping[str, Any]] = setting(
-        {}, "One section an adapter, by its name; its own page says what is in it."
+        {}, "One section an adapter, by its name; its own page says what is in it.", example={"slurm": {}}
     )
 
     # Not keys: where it all came from. ``origins``: "images.folder" -> "FILE:LINE".
