@@ -1,0 +1,1 @@
+"""Hypervisor backends: libvirt, and a fake one for tests without a guest."""

@@ -1,0 +1,1 @@
+"""The libvirt backend: a private QEMU driver inside the keeper, no daemon, no root."""

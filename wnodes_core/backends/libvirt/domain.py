@@ -1,0 +1,171 @@
+"""From a Vm to libvirt's domain XML. All policy on devices stands here, with its reasons."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from wnodes_core.api import Boot, Disk, Vm, errors
+from wnodes_core.backends.libvirt import objects
+from wnodes_core.backends.libvirt.xml import Node
+
+# Host memory that QEMU needs on top of the guest's, in MiB, by accelerator. See docs in probe of
+# benchmarks: measured with guests that touch every page, rounded up.
+OVERHEAD_MIB = {"kvm": 128, "tcg": 320}
+
+# QEMU's translation buffer grows to 1 GiB if nobody bounds it; a job would then be killed for
+# memory that it never asked for.
+TB_CACHE_MIB = 128
+
+# x86-64-v2 (SSE4.2, POPCNT) is what EL9 demands; under TCG a richer model only costs time.
+TCG_CPU = {"x86_64": "Nehalem"}
+MACHINES = {"x86_64": "q35"}
+
+_SUN_PATH = 107  # unix(7): 108 bytes with the closing NUL
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_DISK_NAMES = "abcdefghijklmnopqrstuvwxyz"
+_NAMESPACE = uuid.UUID("6d1e1f0c-4a64-5d0e-9a3e-0f7c1f3a9b52")
+
+
+def emulator(arch: str) -> str:
+    """The program that libvirt starts as QEMU for ``arch``.
+
+    Raises LibvirtDown for an architecture that we have no domain for.
+    """
+    if arch not in MACHINES:
+        raise errors.LibvirtDown(f"no VM of architecture {arch!r} here: want one of {', '.join(MACHINES)}")
+    return str(Path(__file__).with_name(f"qemu_{arch}.sh"))
+
+
+def vm_uuid(name: str) -> str:
+    """The domain's uuid, told by its name alone, so that our VMs are known by their argv."""
+    return str(uuid.uuid5(_NAMESPACE, name))
+
+
+def build(vm: Vm, *, direct_io: bool = True, affinity: Sequence[int] = ()) -> objects.Domain:
+    """The domain that runs ``vm``.
+
+    ``direct_io`` says that the disks' file systems know O_DIRECT. ``affinity`` are the CPUs to
+    keep to when the VM names none.
+
+    Raises SettingsError for a socket path that is too long, ValueError for a name that is not ours.
+    """
+    if not _NAME.match(vm.name):
+        raise ValueError(f"VM name {vm.name!r}: want letters, digits, '.', '_' and '-', at most 64")
+    boot = vm.boot
+    tcg = vm.accel == "tcg"
+    return objects.Domain(
+        type="qemu" if tcg else "kvm",
+        name=vm.name,
+        uuid=vm_uuid(vm.name),
+        lease=vm.name,
+        memory_mib=vm.memory_mib,
+        vcpus=vm.cpus,
+        cputune=_pinning(vm, affinity),
+        arch=vm.arch,
+        machine=MACHINES[vm.arch],
+        kernel=boot.kernel if boot else None,
+        initrd=(boot.initrd or None) if boot else None,
+        cmdline=_cmdline(boot) if boot else None,
+        tb_cache_unit="MiB" if tcg else None,
+        tb_cache_mib=TB_CACHE_MIB if tcg else None,
+        cpu=_cpu(vm),
+        emulator=emulator(vm.arch),
+        devices=_devices(vm, "none" if direct_io else "writeback"),
+    )
+
+
+def _devices(vm: Vm, cache: str) -> tuple[Node, ...]:
+    # No NIC, no graphics, no USB, no balloon: what is not there cannot be attacked, costs no start-up
+    # time and no memory. on_crash needs the panic device to hear of a panic.
+    disks = tuple(_disk(disk, index, cache, bootable=vm.boot is None) for index, disk in enumerate(vm.disks))
+    console = (objects.Serial(path=vm.console),) if vm.console else ()
+    return (
+        *disks,
+        objects.Controller(type="usb", model="none"),
+        objects.Controller(type="virtio-serial", index=0, ports=31),
+        *console,
+        *(objects.ChannelDevice(path=_socket(c.path), name=c.name) for c in vm.channels),
+        objects.Memballoon(model="none"),
+        objects.Rng(),
+        objects.Panic(model="isa"),
+    )
+
+
+def _disk(disk: Disk, index: int, cache: str, *, bootable: bool) -> objects.DiskDevice:
+    return objects.DiskDevice(
+        format=disk.format,
+        cache=cache,
+        # QEMU's default for a full host disk is to pause the guest: the job would hang until its
+        # time limit. The guest gets an I/O error instead.
+        error_policy="report",
+        rerror_policy="report",
+        discard="unmap",
+        path=disk.path,
+        backing=objects.Backing(format=disk.base_format, path=disk.base) if disk.base else None,
+        target=f"vd{_DISK_NAMES[index]}",
+        read_only=True if disk.read_only else None,
+        serial=disk.serial or None,
+        boot_order=1 if bootable and index == 0 else None,
+    )
+
+
+def _cpu(vm: Vm) -> objects.Cpu:
+    if vm.accel == "tcg":
+        # check='none': libvirt would compare with the host's CPU, which plays no part in TCG.
+        return objects.Cpu(
+            mode="custom", match="exact", check="none", model_fallback="forbid", model=TCG_CPU[vm.arch], cores=vm.cpus
+        )
+    # The VM lives and dies on this host, so it may have every feature of it.
+    return objects.Cpu(mode="host-passthrough", check="none", migratable="off", cores=vm.cpus)
+
+
+def _pinning(vm: Vm, affinity: Sequence[int]) -> objects.Cputune | None:
+    # libvirt lets a QEMU without pins run on every online CPU, out of a batch system's binding that is
+    # affinity only (no cpuset cgroup). So without a cpuset the caller's own affinity is stated.
+    whole = _ranges(vm.cpuset or affinity)
+    if not whole:
+        return None
+    each = tuple(str(cpu) for cpu in sorted(vm.cpuset)) if len(set(vm.cpuset)) == vm.cpus else (whole,)
+    return objects.Cputune(vcpupins=_pins(vm.cpus, each), emulator_cpuset=whole)
+
+
+def _pins(cpus: int, cpusets: tuple[str, ...]) -> tuple[objects.VcpuPin, ...]:
+    return tuple(objects.VcpuPin(vcpu=n, cpuset=cpusets[n % len(cpusets)]) for n in range(cpus))
+
+
+def _ranges(cpus: Sequence[int]) -> str:
+    """CPU numbers in the kernel's list format.
+
+    >>> _ranges((3, 0, 1, 2, 7))
+    '0-3,7'
+    """
+    runs: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if runs and runs[-1][1] == cpu - 1:
+            runs[-1][1] = cpu
+        else:
+            runs.append([cpu, cpu])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _cmdline(boot: Boot) -> str:
+    """The image's kernel command line; a panic ends the VM (panic=-1: at once) and is on the console."""
+    words = boot.cmdline.split()
+    for word in ("console=ttyS0", "panic=-1"):
+        key = word.partition("=")[0] + "="
+        if not any(given.startswith(key) for given in words):
+            words.append(word)
+    return " ".join(words)
+
+
+def _socket(path: str) -> str:
+    if len(os.fsencode(path)) > _SUN_PATH:
+        raise errors.SettingsError(
+            f"channel socket {path!r}: {len(os.fsencode(path))} bytes, want at most {_SUN_PATH}",
+            hint="give wnodes a shorter state_dir",
+        )
+    return path

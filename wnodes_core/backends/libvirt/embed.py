@@ -1,0 +1,165 @@
+"""libvirt's QEMU driver inside this process. The one file that imports libvirt.
+
+``qemu:///embed?root=FOLDER`` needs no daemon and no root; all of its state lies below FOLDER,
+which is thrown away with the lease. A process can have one such driver, hence the module's state.
+
+``python -m wnodes_core.backends.libvirt.embed`` prints libvirt's version; with a folder and an
+emulator as arguments it also opens the driver there and has it learn QEMU's capabilities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import libvirt  # type: ignore[import-untyped]
+
+from wnodes_core.api import errors
+from wnodes_core.backends.libvirt import memory
+from wnodes_core.tools import private_folder, write_atomic
+
+# No cgroups: QEMU stays where the batch system put the keeper. No mount namespace, no ownership
+# games, no virtlogd: each needs root or a daemon. ROOT/etc/qemu.conf is where the embedded driver
+# looks (src/qemu/qemu_conf.c: configBaseDir = ROOT/etc).
+_CONF = """\
+user = "+{uid}"
+group = "+{gid}"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+security_default_confined = 0
+stdio_handler = "file"
+namespaces = []
+cgroup_controllers = []
+seccomp_sandbox = 1
+"""
+
+_lock = threading.Lock()
+_connection: Any = None
+_domains: dict[str, Any] = {}
+
+
+def version() -> str:
+    """libvirt's version, as in ``9.0.0``."""
+    number = libvirt.getVersion()
+    return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def start(xml: str, name: str, root: Path, emulator: str, state_dir: str) -> None:
+    """Define and start a domain that ends with its QEMU.
+
+    Raises LibvirtDown where the driver does not open, NoKvm, HostBusy when memory is short,
+    TransientError with libvirt's words for all else.
+    """
+    with _lock:
+        connection = _open(root, emulator, state_dir)
+        try:
+            _domains[name] = connection.createXML(xml, 0)
+        except libvirt.libvirtError as error:
+            raise _translate(error, f"VM {name}") from error
+        _carry_out(root, emulator, state_dir)
+
+
+def pause(name: str, paused: bool) -> bool:
+    """Stop or resume a domain that this process started; False if it did not, or it is gone."""
+    domain = _domains.get(name)
+    if domain is None:
+        return False
+    try:
+        if paused:
+            domain.suspend()
+        else:
+            domain.resume()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            return False
+        raise _translate(error, f"VM {name}") from error
+    return True
+
+
+def learn(root: Path, emulator: str, arch: str, state_dir: str) -> None:
+    """Have libvirt learn QEMU's capabilities (2 s) and remember them for later starts.
+
+    Raises LibvirtDown.
+    """
+    with _lock:
+        connection = _open(root, emulator, state_dir)
+        try:
+            connection.getDomainCapabilities(emulator, arch, None, "qemu", 0)
+        except libvirt.libvirtError as error:
+            raise _down(error, emulator) from error
+        _carry_out(root, emulator, state_dir)
+
+
+def _open(root: Path, emulator: str, state_dir: str) -> Any:
+    global _connection
+    if _connection is None:
+        private_folder(root)
+        (root / "etc").mkdir(exist_ok=True)
+        write_atomic(root / "etc/qemu.conf", _CONF.format(uid=os.getuid(), gid=os.getgid()).encode())
+        _carry_in(root, emulator, state_dir)
+        os.environ["LIBVIRT_LOG_OUTPUTS"] = f"3:file:{root}/libvirt.log"  # else warnings go to the job's stderr
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
+        try:
+            _connection = libvirt.open(f"qemu:///embed?root={root}")
+        except libvirt.libvirtError as error:
+            raise _down(error, str(root)) from error
+    return _connection
+
+
+def _run_events() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def _cache_file(root: Path, emulator: str) -> Path:
+    # src/util/virfilecache.c: the SHA-256 of the key, which is the emulator's path. What makes the
+    # file valid stands inside it (times of QEMU and of libvirt, access to KVM), not its own owner or time.
+    return root / "cache/qemu/capabilities" / f"{hashlib.sha256(emulator.encode()).hexdigest()}.xml"
+
+
+def _carry_in(root: Path, emulator: str, state_dir: str) -> None:
+    file = _cache_file(root, emulator)
+    data = memory.recall(file.name, state_dir)
+    if data is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+
+
+def _carry_out(root: Path, emulator: str, state_dir: str) -> None:
+    file = _cache_file(root, emulator)
+    if file.exists():
+        data = file.read_bytes()
+        if data != memory.recall(file.name, state_dir):
+            memory.remember(file.name, data, state_dir)
+
+
+def _down(error: libvirt.libvirtError, what: str) -> errors.LibvirtDown:
+    hint = ""
+    if "Failed to parse user" in str(error):
+        hint = "as root libvirt wants the account it names: install libvirt-daemon-system, or run as an ordinary user"
+    return errors.LibvirtDown(f"libvirt does not open its QEMU driver ({what}): {error}", hint=hint)
+
+
+def _translate(error: libvirt.libvirtError, what: str) -> errors.WnodesError:
+    text = f"{what}: libvirt could not start it: {error}"
+    if "virt type 'kvm'" in text:
+        return errors.NoKvm(text, hint="accel: auto falls back to TCG")
+    if "annot allocate memory" in text or "cannot set up guest memory" in text:
+        return errors.HostBusy(text, hint="the node has not that much memory free")
+    if "no QEMU for" in text or "annot find QEMU" in text or "Cannot check QEMU binary" in text:
+        return errors.LibvirtDown(text, hint="install QEMU")
+    # Not proved to be the host's fault: a missing file or a full folder looks like this too.
+    return errors.TransientError(text)
+
+
+if __name__ == "__main__":
+    print(version())
+    if len(sys.argv) == 5:
+        learn(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4])

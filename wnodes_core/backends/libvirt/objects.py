@@ -1,0 +1,172 @@
+"""The parts of libvirt's domain XML that we use (https://libvirt.org/formatdomain.html).
+
+Shape only: no class here knows why a value is chosen. Defaults are the words that make the
+element what its name says, never a policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from wnodes_core.backends.libvirt.xml import Node, at, on_off
+
+
+@dataclass(kw_only=True)
+class VcpuPin(Node):
+    """One virtual CPU on these host CPUs."""
+
+    TAG: ClassVar[str] = "vcpupin"
+    vcpu: int = at("@vcpu")
+    cpuset: str = at("@cpuset")
+
+
+@dataclass(kw_only=True)
+class Cputune(Node):
+    """Where QEMU's threads may run."""
+
+    TAG: ClassVar[str] = "cputune"
+    vcpupins: tuple[VcpuPin, ...] = at("", ())
+    emulator_cpuset: str | None = at("emulatorpin/@cpuset")
+
+
+@dataclass(kw_only=True)
+class Cpu(Node):
+    """The CPU model that the guest sees."""
+
+    TAG: ClassVar[str] = "cpu"
+    mode: str = at("@mode")
+    match: str | None = at("@match")
+    check: str | None = at("@check")
+    migratable: str | None = at("@migratable")
+    model_fallback: str | None = at("model/@fallback")
+    model: str | None = at("model")
+    sockets: int = at("topology/@sockets", 1)
+    cores: int = at("topology/@cores", 1)
+    threads: int = at("topology/@threads", 1)
+
+
+@dataclass(kw_only=True)
+class Backing(Node):
+    """The read-only base below an overlay; stating it stops libvirt from probing image headers."""
+
+    TAG: ClassVar[str] = "backingStore"
+    type: str = at("@type", "file")
+    format: str = at("format/@type")
+    path: str = at("source/@file")
+    end: bool = at("backingStore", True)
+
+
+@dataclass(kw_only=True)
+class DiskDevice(Node):
+    """A virtio block device on a file."""
+
+    TAG: ClassVar[str] = "disk"
+    type: str = at("@type", "file")
+    device: str = at("@device", "disk")
+    driver: str = at("driver/@name", "qemu")
+    format: str = at("driver/@type")
+    cache: str | None = at("driver/@cache")
+    error_policy: str | None = at("driver/@error_policy")
+    rerror_policy: str | None = at("driver/@rerror_policy")
+    discard: str | None = at("driver/@discard")
+    path: str = at("source/@file")
+    backing: Backing | None = at("")
+    target: str = at("target/@dev")
+    bus: str = at("target/@bus", "virtio")
+    read_only: bool | None = at("readonly")
+    serial: str | None = at("serial")
+    boot_order: int | None = at("boot/@order")
+
+
+@dataclass(kw_only=True)
+class Controller(Node):
+    """A bus; model ``none`` says that there is to be none of that type."""
+
+    TAG: ClassVar[str] = "controller"
+    type: str = at("@type")
+    model: str | None = at("@model")
+    index: int | None = at("@index")
+    ports: int | None = at("@ports")
+
+
+@dataclass(kw_only=True)
+class Serial(Node):
+    """The first serial port, written to a file."""
+
+    TAG: ClassVar[str] = "serial"
+    type: str = at("@type", "file")
+    path: str = at("source/@path")
+    append: bool = at("source/@append", True, convert=on_off)
+    port: int = at("target/@port", 0)
+
+
+@dataclass(kw_only=True)
+class ChannelDevice(Node):
+    """A virtio-serial port: a name in the guest, a Unix socket that QEMU listens on."""
+
+    TAG: ClassVar[str] = "channel"
+    type: str = at("@type", "unix")
+    mode: str = at("source/@mode", "bind")
+    path: str = at("source/@path")
+    target: str = at("target/@type", "virtio")
+    name: str = at("target/@name")
+
+
+@dataclass(kw_only=True)
+class Rng(Node):
+    """A source of entropy from the host."""
+
+    TAG: ClassVar[str] = "rng"
+    model: str = at("@model", "virtio")
+    backend: str = at("backend/@model", "random")
+    path: str = at("backend", "/dev/urandom")
+
+
+@dataclass(kw_only=True)
+class Memballoon(Node):
+    """The balloon; model ``none`` leaves it out."""
+
+    TAG: ClassVar[str] = "memballoon"
+    model: str = at("@model")
+
+
+@dataclass(kw_only=True)
+class Panic(Node):
+    """The device through which a guest kernel tells that it panicked."""
+
+    TAG: ClassVar[str] = "panic"
+    model: str = at("@model")
+
+
+@dataclass(kw_only=True)
+class Domain(Node):
+    """A whole domain."""
+
+    TAG: ClassVar[str] = "domain"
+    type: str = at("@type")
+    name: str = at("name")
+    uuid: str = at("uuid")
+    lease: str = at("metadata/wnodes:lease/@name")
+    memory_unit: str = at("memory/@unit", "MiB")
+    dump_core: bool = at("memory/@dumpCore", False, convert=on_off)
+    memory_mib: int = at("memory")
+    vcpu_placement: str = at("vcpu/@placement", "static")
+    vcpus: int = at("vcpu")
+    cputune: Cputune | None = at("")
+    arch: str = at("os/type/@arch")
+    machine: str = at("os/type/@machine")
+    os_type: str = at("os/type", "hvm")
+    kernel: str | None = at("os/kernel")
+    initrd: str | None = at("os/initrd")
+    cmdline: str | None = at("os/cmdline")
+    acpi: bool = at("features/acpi", True)
+    tb_cache_unit: str | None = at("features/tcg/tb-cache/@unit")
+    tb_cache_mib: int | None = at("features/tcg/tb-cache")
+    cpu: Cpu = at("")
+    clock: str = at("clock/@offset", "utc")
+    on_poweroff: str = at("on_poweroff", "destroy")
+    on_reboot: str = at("on_reboot", "destroy")
+    on_crash: str = at("on_crash", "destroy")
+    emulator: str = at("devices/emulator")
+    devices: tuple[Node, ...] = at("devices", ())

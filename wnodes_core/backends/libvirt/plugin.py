@@ -1,0 +1,109 @@
+"""The libvirt backend's hooks. libvirt itself is imported only where a VM starts or pauses."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wnodes_core.api import Process, Vm, errors, hookimpl
+from wnodes_core.backends.libvirt import domain
+from wnodes_core.backends.libvirt.probe import probe, state_dir_of
+from wnodes_core.tools import kill, table
+
+wnodes_api = 1
+_STOP_DEADLINE_S = 10.0
+
+
+@hookimpl
+def wnodes_vm_probe(accel: str, folder: str) -> dict[str, Any]:
+    """Prove what this host can run."""
+    return probe(accel, folder)
+
+
+@hookimpl
+def wnodes_vm_start(vm: Vm) -> Process:
+    """Start the VM in this process's embedded driver."""
+    from wnodes_core.backends.libvirt import embed
+
+    disks = [path for disk in vm.disks for path in (disk.path, disk.base) if path]
+    xml = domain.build(vm, direct_io=all(map(knows_direct_io, disks)), affinity=_affinity()).xml()
+    embed.start(xml, vm.name, Path(vm.folder) / "libvirt", domain.emulator(vm.arch), state_dir_of(vm.folder))
+    found = next(_find(vm.name), None)
+    if found is None:
+        raise errors.GuestPanic(f"VM {vm.name}: QEMU ended as soon as it had started")
+    return found
+
+
+@hookimpl
+def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
+    """Pause or resume a VM that this process started."""
+    embed = sys.modules.get("wnodes_core.backends.libvirt.embed")
+    return bool(embed and embed.pause(vm.name, paused))
+
+
+@hookimpl
+def wnodes_vm_stop(vm: Vm) -> bool:
+    """End the VM's QEMU, whoever started it and wherever that got to."""
+    # SIGKILL and not libvirt's destroy, which waits 1.2 s for a graceful end: the overlay is thrown away,
+    # so there is nothing to be graceful about, and the embedded driver's state goes with the lease.
+    deadline = time.monotonic() + _STOP_DEADLINE_S
+    while found := list(_find(vm.name)):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        for process in found:
+            kill(process, wait_s=left)
+    return True
+
+
+@hookimpl
+def wnodes_vm_list() -> list[dict[str, Any]]:
+    """The VMs of this user; of everybody for root."""
+    return [
+        {"name": name, "pid": process.pid, "uid": process.uid, "started": process.started} for name, process in _vms()
+    ]
+
+
+def knows_direct_io(path: str) -> bool:
+    """Whether the file system of ``path`` takes O_DIRECT (an old tmpfs and some overlays do not)."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _affinity() -> tuple[int, ...]:
+    """The CPUs that this process is bound to, or () if to none in particular."""
+    mine = os.sched_getaffinity(0)
+    return tuple(sorted(mine)) if len(mine) < (os.cpu_count() or 1) else ()
+
+
+def _find(name: str) -> Iterator[Process]:
+    return (process for found, process in _vms() if found == name)
+
+
+def _vms() -> Iterator[tuple[str, Process]]:
+    me = os.getuid()
+    for process in table():
+        if me in (0, process.uid):
+            name = name_in(process.command)
+            if name:
+                yield name, process
+
+
+def name_in(command: tuple[str, ...]) -> str:
+    """The name of our VM in a QEMU's argv, or '' if it is not one of ours.
+
+    The uuid must be the one that follows from the name, so a QEMU of somebody else's is never ours.
+
+    >>> name_in(("qemu", "-name", "guest=a-1,debug-threads=on"))
+    ''
+    """
+    options = dict(zip(command, command[1:], strict=False))
+    name = options.get("-name", "").partition(",")[0].removeprefix("guest=")
+    return name if name and options.get("-uuid") == domain.vm_uuid(name) else ""

@@ -1,0 +1,136 @@
+"""What this host can run, proved and not guessed.
+
+``/dev/kvm`` may exist, open and answer every question, and still never run a guest's first
+instruction (nested virtualisation that is half there: the guest hangs without an error, or QEMU
+aborts). So a guest of some instructions is run under it, once a boot and QEMU version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from wnodes_core.api import errors
+from wnodes_core.backends.libvirt import domain, memory
+from wnodes_core.tools import private_folder, remove_tree, run, write_atomic
+
+DEADLINE_S = 5.0  # a working KVM needs 0.1 s
+_SAYS = b"WNODES-OK\n"
+_ROM_BYTES = 1 << 16
+_MEMORY_NAME = "kvm.json"
+
+
+def probe(accel: str, folder: str, *, arch: str = "x86_64", device: str = "/dev/kvm") -> dict[str, Any]:
+    """Say which accelerator works here, and the versions of QEMU and libvirt.
+
+    Raises NoKvm if ``accel`` is ``kvm`` and no guest runs under it, LibvirtDown, SettingsError.
+    """
+    if accel not in ("kvm", "tcg", "auto"):
+        raise errors.SettingsError(f"accel {accel!r}: want kvm, tcg or auto")
+    state_dir = state_dir_of(folder)
+    facts = {"qemu": _qemu_version(arch), "libvirt": _libvirt(folder, arch, state_dir)}
+    if accel == "tcg":
+        return {"accel": "tcg", "notice": "", **facts}
+    problem = _kvm_problem(folder, arch, device, facts["qemu"], state_dir)
+    if not problem:
+        return {"accel": "kvm", "notice": "", **facts}
+    if accel == "kvm":
+        raise errors.NoKvm(f"KVM is demanded (accel: kvm), but {problem}", hint="accel: auto falls back to TCG")
+    return {"accel": "tcg", "notice": f"no KVM, the VM is emulated and slow: {problem}", **facts}
+
+
+def state_dir_of(folder: str) -> str:
+    """The state folder that a lease's folder lies in (``STATE_DIR/leases/ID``), as a candidate for ``memory``."""
+    parent = Path(folder).parent
+    return str(parent.parent) if parent.name == "leases" else memory.STATE_DIR
+
+
+def probe_rom() -> bytes:
+    """A firmware of 64 KiB that says so on the first serial port and resets the machine."""
+    code = b"\xba\xf8\x03"  # mov dx, 0x3f8
+    code += b"".join(bytes((0xB0, char, 0xEE)) for char in _SAYS)  # mov al, char; out dx, al
+    code += b"\xb0\xfe\xe6\x64"  # mov al, 0xfe; out 0x64, al: the keyboard controller's reset line
+    code += b"\xf4\xeb\xfd"  # hlt; jmp back to it
+    start, reset = 0xF000, 0xFFF0
+    rom = bytearray(b"\xf4" * _ROM_BYTES)
+    rom[start : start + len(code)] = code
+    rom[reset : reset + 3] = b"\xe9" + ((start - reset - 3) & 0xFFFF).to_bytes(2, "little")  # jmp start
+    return bytes(rom)
+
+
+def _kvm_problem(folder: str, arch: str, device: str, qemu: str, state_dir: str) -> str:
+    """Why KVM does not work for this user, or '' if it does."""
+    if not os.path.exists(device):
+        return f"{device} does not exist"
+    if not os.access(device, os.R_OK | os.W_OK):
+        return f"{device} may not be opened by uid {os.getuid()}"
+    key = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {qemu} {arch}"
+    known = _recall(key, state_dir)
+    if known is not None:
+        return known
+    problem = run_guest("kvm", folder, arch)
+    memory.remember(_MEMORY_NAME, json.dumps({"key": key, "problem": problem}).encode(), state_dir)
+    return problem
+
+
+def _recall(key: str, state_dir: str) -> str | None:
+    try:
+        known = json.loads(memory.recall(_MEMORY_NAME, state_dir) or b"{}")
+    except ValueError:
+        return None
+    return str(known["problem"]) if known.get("key") == key else None
+
+
+def run_guest(accel: str, folder: str, arch: str = "x86_64") -> str:
+    """Run the probe guest under ``accel``: '' if it spoke and ended, else what happened."""
+    # QEMU by hand and not through libvirt: this is a test of the processor, no job's VM. It must
+    # be short, killable, and free of libvirt's own beliefs on KVM.
+    rom = Path(folder) / f"probe-{os.getpid()}.rom"
+    write_atomic(rom, probe_rom(), mode=0o600)
+    model = "host" if accel == "kvm" else "max"
+    try:
+        done = run(
+            [domain.emulator(arch), "-machine", f"q35,accel={accel}", "-cpu", model, "-m", "16", "-nodefaults"]
+            + ["-no-user-config", "-display", "none", "-no-reboot", "-bios", str(rom), "-serial", "stdio"],
+            timeout_s=DEADLINE_S,
+            check=False,
+        )
+    except errors.CommandError as error:
+        why = error.stderr_tail.strip() or "its first instruction never ran"
+        return f"a probe guest hung under {accel} for {DEADLINE_S:g} s: {why}"
+    finally:
+        rom.unlink(missing_ok=True)
+    if done.exit_code == 0 and done.stdout == _SAYS:
+        return ""
+    why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[0]
+    return f"a probe guest did not run under {accel} (exit code {done.exit_code}): {why}"
+
+
+def _qemu_version(arch: str) -> str:
+    try:
+        text = run([domain.emulator(arch), "--version"], timeout_s=20).text
+    except errors.CommandError as error:
+        raise errors.LibvirtDown(f"QEMU does not start: {error.stderr_tail}", hint="install qemu-system-x86") from error
+    match = re.search(r"version (\S+)", text)
+    return match[1] if match else text[:40]
+
+
+def _libvirt(folder: str, arch: str, state_dir: str) -> str:
+    """libvirt's version; on the way its view of QEMU is warmed, so that no job waits for that."""
+    # In a process of its own: the caller may be wnodesd, which carries no libvirt.
+    program = [sys.executable, "-I", "-m", "wnodes_core.backends.libvirt.embed"]
+    root = private_folder(Path(folder) / f"probe-{os.getpid()}")
+    try:
+        done = run([*program, str(root), domain.emulator(arch), arch, state_dir], timeout_s=120, check=False)
+    finally:
+        remove_tree(root)
+    version = done.text.strip()
+    # As root the driver needs an account that only a package makes (see embed.py). Jobs are
+    # users' and do not care, so this proves nothing against the host.
+    if not version or (done.exit_code and os.getuid() != 0):
+        raise errors.LibvirtDown(f"libvirt does not start: {done.stderr.decode(errors='replace').strip()[-400:]}")
+    return version
