@@ -94,7 +94,8 @@ def age(seconds: float) -> str:
     >>> age(3), age(75), age(90000), age(-1)
     ('3s', '1m15s', '1d1h', '0s')
     """
-    left, parts = max(0, int(seconds)), []
+    left = max(0, int(seconds))
+    parts: list[str] = []
     for span, name in _AGES:
         number, left = divmod(left, span)
         if number or parts:

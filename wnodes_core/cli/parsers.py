@@ -52,6 +52,11 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28)
 
+    def _format_action(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse._SubParsersAction):  # the commands alone, without a line "COMMAND"
+            return "".join(map(self._format_action, action._get_subactions()))
+        return super()._format_action(action)
+
 
 def add_command(subparsers: Any, name: str, handler: Handler | None, *, about: str, text: str, examples: str) -> Any:
     """A subcommand in our frame: ``about`` is its line in a list, ``text`` its description.

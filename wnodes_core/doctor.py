@@ -1,0 +1,286 @@
+"""What can be wrong with a worker node, found before a job finds it.
+
+Each check is a small function of the host and the settings that returns one Finding; ``CHECKS`` is
+the table of them. A *problem* stops VMs or makes them unsafe, a *notice* costs speed or comfort.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from wnodes_core import settings as settings_module
+from wnodes_core.doctor_host import Host
+from wnodes_core.errors import SettingsError, WnodesError
+from wnodes_core.settings import Settings
+
+
+class State(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    NOTICE = "notice"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's outcome: what was looked at, how it is, what was seen, what to do about it."""
+
+    name: str
+    state: State
+    seen: str
+    advice: str = ""
+
+
+Check = Callable[[Host, Settings], Finding]
+_SUN_PATH = 107  # bytes of a Unix socket's path (unix(7))
+# The longest socket that libvirt makes below a lease (src/qemu/qemu_conf.c, virDomainDefGetShortName):
+# its name of the domain is cut at 20 characters.
+_LEASE_SOCKET = "/leases/{id}/libvirt/lib/qemu/domain-1-wnodes-aaaaaaaaaaaaa/monitor.sock"
+_TYPICAL_ID = 24
+_MIN_FREE = 5 << 30
+
+
+def _ok(name: str, seen: str) -> Finding:
+    return Finding(name, State.OK, seen)
+
+
+def _notice(name: str, seen: str, advice: str) -> Finding:
+    return Finding(name, State.NOTICE, seen, advice)
+
+
+def _problem(name: str, seen: str, advice: str) -> Finding:
+    return Finding(name, State.PROBLEM, seen, advice)
+
+
+def kvm_device(host: Host, settings: Settings) -> Finding:
+    """Is there a /dev/kvm that the jobs' users can open?"""
+    found = host.stat("/dev/kvm")
+    if found is None:
+        tell = _problem if settings.accel == "kvm" else _notice
+        return tell(
+            "kvm device",
+            "no /dev/kvm: VMs are emulated (TCG), many times slower",
+            "switch virtualisation on in the firmware (or the hypervisor above); load kvm_intel or kvm_amd",
+        )
+    shown = f"/dev/kvm is {stat.filemode(found.st_mode)}, uid {found.st_uid}, gid {found.st_gid}"
+    if found.st_mode & 0o006 == 0o006:
+        return _ok("kvm device", shown)
+    if found.st_mode & 0o060 == 0o060 and found.st_gid != 0:
+        return _notice(
+            "kvm device", shown, "VMs run as the jobs' users: put all of them into its group, or chmod 666 it"
+        )
+    # libvirt then asks QEMU for its capabilities again at every single start (56 s were measured).
+    return _notice(
+        "kvm device",
+        f"{shown}: VMs of ordinary users are emulated, and libvirt may probe QEMU anew at every start (a minute)",
+        'chmod 666 /dev/kvm, and for good: KERNEL=="kvm", MODE="0666" in /etc/udev/rules.d/65-kvm.rules',
+    )
+
+
+def hypervisor(host: Host, settings: Settings) -> Finding:
+    """Does the backend start here, and does KVM run a guest's instructions?"""
+    try:
+        answer = host.probe(settings)
+    except WnodesError as error:
+        return _problem("hypervisor", error.message, error.hint or "see wnodes plugins")
+    versions = f"{answer.get('accel')}, QEMU {answer.get('qemu')}, libvirt {answer.get('libvirt')}"
+    if answer.get("notice"):
+        return _notice(
+            "hypervisor", f"{versions}: {answer['notice']}", "where VMs must be fast, use a node whose KVM works"
+        )
+    return _ok("hypervisor", versions)
+
+
+def libvirt_parts(host: Host, _: Settings) -> Finding:
+    """Are libvirt's QEMU driver and its Python binding there?"""
+    if not host.module("libvirt"):
+        return _problem(
+            "libvirt", "no Python module libvirt", "pip install libvirt-python (needs libvirt-dev, pkg-config, gcc)"
+        )
+    drivers = host.glob("/usr/lib*/**/libvirt/connection-driver/libvirt_driver_qemu.so")
+    if not drivers:
+        return _problem(
+            "libvirt", "no QEMU driver (libvirt_driver_qemu.so)", "install libvirt-daemon-driver-qemu or libvirt-daemon"
+        )
+    return _ok("libvirt", drivers[0])
+
+
+def qemu_img(host: Host, _: Settings) -> Finding:
+    """Can overlays be made?"""
+    found = host.program("qemu-img")
+    return _ok("qemu-img", found) if found else _problem("qemu-img", "not found", "install qemu-utils (EL: qemu-img)")
+
+
+def gateway(host: Host, _: Settings) -> Finding:
+    """Can folders be served to guests?"""
+    server = host.sftp_server()
+    if not server:
+        return _problem(
+            "gateway", "no sftp-server: no folder can be mounted", "install openssh-sftp-server (EL: openssh-server)"
+        )
+    client = host.program("sshfs")
+    if not client:
+        return _notice(
+            "gateway", f"{server}; no sshfs", "install sshfs: guests whose image lacks it are lent the host's"
+        )
+    return _ok("gateway", f"{server}, {client}")
+
+
+def landlock(host: Host, _: Settings) -> Finding:
+    """Can gateways be confined to the folder they serve?"""
+    abi = host.landlock()
+    if abi >= 2:
+        return _ok("landlock", f"ABI {abi}")
+    return _notice(
+        "landlock",
+        f"ABI {abi}: a gateway is not confined to its folder (it still has only the user's own rights)",
+        "boot a kernel from 5.19 on with landlock in lsm=",
+    )
+
+
+def state_dir(host: Host, settings: Settings) -> Finding:
+    """Is there room, on a file system that disks can live on?"""
+    name, space = "state folder", host.space(settings.state_dir)
+    seen = (
+        f"{settings.state_dir}: {space.kind} at {space.mounted_at}, {space.free >> 30} of {space.total >> 30} GiB free"
+    )
+    if space.free < _MIN_FREE:
+        return _problem(name, seen, "free space, or wnodes image purge")
+    if space.kind.startswith(("nfs", "fuse", "lustre", "gpfs", "beegfs", "ceph")):
+        return _problem(name, f"{seen}: shared between nodes", "set state_dir to a local disk")
+    if space.kind in ("tmpfs", "ramfs"):
+        return _notice(name, f"{seen}: disks are kept in memory", "set state_dir to a local disk")
+    if host.direct_io(settings.state_dir) is False:
+        return _notice(name, f"{seen}, no O_DIRECT: guests' disks go through the page cache", "use ext4 or xfs")
+    return _ok(name, seen)
+
+
+def run_dir(host: Host, settings: Settings) -> Finding:
+    """Do sockets vanish at a reboot?"""
+    space = host.space(settings.run_dir)
+    seen = f"{settings.run_dir}: {space.kind} at {space.mounted_at}"
+    if space.kind == "tmpfs":
+        return _ok("run folder", seen)
+    return _notice("run folder", f"{seen}: it outlives a reboot", "set run_dir to a folder below /run")
+
+
+def socket_paths(_: Host, settings: Settings) -> Finding:
+    """Do the paths of a lease's sockets fit?"""
+    longest = settings.state_dir + _LEASE_SOCKET.format(id="x" * _TYPICAL_ID)
+    length = len(longest.encode())
+    if length > _SUN_PATH:
+        over = length - _SUN_PATH
+        return _problem("socket paths", f"{length} bytes, {over} too many", f"make state_dir {over} bytes shorter")
+    return _ok("socket paths", f"{length} of {_SUN_PATH} bytes")
+
+
+def cgroups(host: Host, _: Settings) -> Finding:
+    """Can a batch system limit a job's memory and cpus?"""
+    unified = host.text("/sys/fs/cgroup/cgroup.controllers").split()
+    legacy = {
+        word for line in host.text("/proc/self/cgroup").splitlines() for word in line.split(":")[1].split(",") if word
+    }
+    version, controllers = ("v2", set(unified)) if unified else ("v1", legacy)
+    missing = {"cpu", "memory"} - controllers
+    seen = f"{version}: {' '.join(sorted(controllers)) or 'no controllers'}"
+    if missing:
+        return _notice("cgroups", seen, f"limits of {' and '.join(sorted(missing))} cannot be kept here")
+    return _ok("cgroups", seen)
+
+
+def user_namespaces(host: Host, _: Settings) -> Finding:
+    """Can images be built without root?"""
+    switched_off = (
+        host.text("/proc/sys/user/max_user_namespaces").strip() in ("", "0")
+        or host.text("/proc/sys/kernel/unprivileged_userns_clone").strip() == "0"
+        or host.text("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1"
+    )
+    if switched_off:
+        return _notice("user namespaces", "switched off", "only needed to build images as an ordinary user")
+    return _ok("user namespaces", "on")
+
+
+def vsock(host: Host, _: Settings) -> Finding:
+    """Is there the faster channel?"""
+    if host.stat("/dev/vhost-vsock"):
+        return _ok("vsock", "/dev/vhost-vsock")
+    # No advice to act on: everything works without it.
+    return _ok("vsock", "no /dev/vhost-vsock: guests are reached through virtio-serial")
+
+
+def clock(host: Host, _: Settings) -> Finding:
+    """Does the guest get a clock that is right and cheap to read?"""
+    source = host.text("/sys/devices/system/clocksource/clocksource0/current_clocksource").strip()
+    if host.clock_synchronised() is False:
+        return _notice(
+            "clock", f"{source}, not synchronised", "run chrony or systemd-timesyncd: guests start with this time"
+        )
+    if source not in ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", ""):
+        return _notice("clock", f"clock source {source} is slow to read", "find out in dmesg why it is not tsc")
+    return _ok("clock", source or "synchronised")
+
+
+def daemon(host: Host, settings: Settings) -> Finding:
+    """Does wnodesd answer?"""
+    try:
+        answer = host.daemon(settings.daemon.socket)
+    except WnodesError as error:
+        return _problem("wnodesd", error.message, error.hint or "systemctl restart wnodesd")
+    if answer is None:
+        return _notice(
+            "wnodesd",
+            f"not running (no {settings.daemon.socket})",
+            "needed for batch jobs: systemctl enable --now wnodesd",
+        )
+    return _ok("wnodesd", f"version {answer.get('version')}, pid {answer.get('pid')}, {answer.get('leases')} leases")
+
+
+def adapters(host: Host, settings: Settings) -> Finding:
+    """Are adapters installed, do they load, and is each section of ``lrms`` one's own?"""
+    found = host.adapters()
+    broken = [f"{name}: {problem}" for name, problem in found.items() if problem]
+    if broken:
+        return _problem("adapters", "; ".join(broken), "reinstall the adapter, see wnodes plugins")
+    unknown = sorted(set(settings.lrms) - set(found))
+    if unknown:
+        return _problem(
+            "adapters", f"settings for {', '.join(unknown)}, which is not installed", "pip install wnodes-NAME"
+        )
+    if not found:
+        return _notice(
+            "adapters", "none installed", "needed for batch jobs: pip install wnodes-NAME, as in wnodes-slurm"
+        )
+    return _ok("adapters", ", ".join(sorted(found)))
+
+
+CHECKS: tuple[Check, ...] = (
+    *(kvm_device, hypervisor, libvirt_parts, qemu_img, gateway, landlock, state_dir, run_dir, socket_paths),
+    *(cgroups, user_namespaces, vsock, clock, daemon, adapters),
+)
+
+
+def examine(
+    host: Host | None = None, checks: Iterable[Check] = CHECKS, load: Callable[[], Settings] | None = None
+) -> list[Finding]:
+    """Every check's finding, the settings first; with invalid settings the others go by the defaults.
+
+    A check that itself fails is a problem that names the check; the others go on.
+    """
+    host = host or Host()
+    try:
+        settings = (load or settings_module.load)()
+        seen = ", ".join(settings.sources) or "no file: defaults"
+        findings = [_ok("settings", seen)]
+    except SettingsError as error:
+        settings, findings = Settings(), [_problem("settings", error.message, error.hint or "wnodes config check")]
+    for check in checks:
+        try:
+            findings.append(check(host, settings))
+        except Exception as error:  # noqa: BLE001 - one check must not hide the others
+            name = check.__name__.replace("_", " ")
+            findings.append(_problem(name, f"the check failed: {type(error).__name__}: {error}", "report this"))
+    return findings
