@@ -1,0 +1,126 @@
+"""The other side of wnodesd's socket, for its tests: a batch system's step, launchers, keepers.
+
+A script of its own (stdlib only), because it runs as users who cannot read our environment:
+
+``python3 -I wnodesd_actors.py step fakejob=ID:long SOCKET`` is the root-owned step daemon. It
+reads one JSON command a line and forks launchers; they and their keepers report on its stdout.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+
+def say(**what):
+    os.write(1, json.dumps({"pid": os.getpid(), **what}).encode() + b"\n")
+
+
+class Line:
+    """A connection that speaks JSON lines."""
+
+    def __init__(self, path):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(path)
+        self.file = self.sock.makefile("rb")
+
+    def ask(self, **message):
+        self.sock.sendall(json.dumps(message).encode() + b"\n")
+        return self.read()
+
+    def read(self):
+        try:
+            line = self.file.readline()
+        except ConnectionError:
+            line = b""
+        return json.loads(line) if line else None
+
+
+def launcher(path, how):
+    try:
+        line = Line(path)
+        reply = line.ask(op="launch", lrms="fake")
+        progress = []
+        while reply and "progress" in reply:
+            progress.append(reply["progress"])
+            reply = line.read()
+    except OSError as error:
+        reply, progress = {"ok": False, "error": {"message": str(error)}}, []
+    say(role="launcher", reply=reply, progress=progress)
+    if not reply or reply.get("role") != "start" or how == "die":
+        os._exit(0)
+    if how != "stay":
+        keeper_pid = os.fork()
+        if keeper_pid == 0:
+            keeper(path, reply, how)
+    signal.pause()
+
+
+def keeper(path, grant, how):
+    os.setsid()
+    line = Line(path)
+    reply = line.ask(op="hold", lease=grant["lease"], token=grant["token"])
+    if not reply or not reply.get("ok"):
+        say(role="keeper", hold=reply)
+        os._exit(1)
+    child = subprocess.Popen(["sleep", "300"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    with open(f"/proc/{child.pid}/stat") as stat:
+        started = int(stat.read().rpartition(")")[2].split()[19])
+    write(grant, "made", child.pid, started)
+    say(role="keeper", hold=reply, child=child.pid)
+    state = {"event": "state", "state": "running", "trace": [["boot", 1.5], ["x" * 90, 2.0]]}
+    line.sock.sendall(json.dumps(state).encode() + b"\n")
+    while True:
+        message = line.read()
+        if message is None:
+            line = again(path, grant)
+        elif message.get("op") == "end" and how != "stubborn":
+            child.kill()
+            child.wait()
+            write(grant, "gone", child.pid, started)
+            say(role="keeper", ended=message["reason"])
+            os._exit(0)
+
+
+def write(grant, op, pid, started):
+    line = {"op": op, "kind": "process", "name": "gateway", "data": {"pid": pid, "started": started}}
+    with open(f"{grant['folder']}/journal", "a") as journal:
+        journal.write("\n" + json.dumps(line))
+
+
+def again(path, grant):
+    while True:
+        try:
+            line = Line(path)
+            reply = line.ask(op="hold", lease=grant["lease"], token=grant["token"])
+        except OSError:
+            reply = None
+        if reply:
+            say(role="keeper", rehold=reply)
+            if not reply["ok"]:
+                os._exit(1)
+            return line
+        time.sleep(0.05)  # nothing announces that a daemon listens again
+
+
+def step(path):
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        command = json.loads(line)
+        for _ in range(command.get("count", 1)):
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.setgroups([])
+                os.setgid(command["uid"])
+                os.setuid(command["uid"])
+                launcher(path, command["how"])
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "step":
+        step(sys.argv[3])
+    else:
+        signal.pause()

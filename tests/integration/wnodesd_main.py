@@ -1,0 +1,151 @@
+"""wnodesd with a fake batch system, image store and policy, for its tests.
+
+``python -I wnodesd_main.py CONFIG.json``. The journal can be told to kill the process right after
+its n-th line, which is how the crash tests drive it; production code knows nothing of that.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from wnodes_core.agent import logs, server
+from wnodes_core.agent.daemon import Parts
+from wnodes_core.errors import UnknownImage
+from wnodes_core.journal import Journal
+from wnodes_core.model import Image, Owner
+
+
+class Hook:
+    """The fake batch system: a root-owned process says ``fakejob=ID:long`` in its argv."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def wnodes_lrms_owner(self, ancestry):
+        for process in ancestry:
+            words = [re.fullmatch(r"fakejob=(\w+):(long|short)", word) for word in process.command]
+            match = next(filter(None, words), None)
+            if match and process.uid == 0:
+                return Owner(match[1], "0", process, match[2] == "long", "n0")
+        return None
+
+    def wnodes_lrms_homes(self, owner, processes):
+        return next((p for p in processes if f"fakehome={owner.job_id}" in p.command and p.uid == 0), None)
+
+    def wnodes_lrms_facts_query(self, job):
+        return None
+
+    def wnodes_lrms_live_query(self, node):
+        return ["cat", self.config["live"]]
+
+    def wnodes_lrms_live_parse(self, text):
+        return frozenset(text.split())
+
+    def wnodes_lrms_advertise(self, node, capacity):
+        text = json.dumps({"node": node, **capacity})
+        return [["cp", "/dev/null", self.config["live"] + ".told"], ["tee", self.config["live"] + "." + node], [text]][:1]
+
+    def wnodes_lease_changed(self, lease, event):
+        if event == "held":
+            raise RuntimeError("an observer's bug")
+
+
+class Store:
+    """Images ``known`` and ``slow`` (it comes when a file ``CONFIG.slow`` appears); marks are files."""
+
+    def __init__(self, config):
+        self.config = config
+        self.marks = Path(config["state_dir"], "marks")
+
+    def resolve(self, ref, user):
+        if ref.name not in ("known", "slow"):
+            raise UnknownImage(f"image {ref}: no such image")
+        return ref
+
+    def ensure(self, entry, progress, deadline):
+        progress(1 << 20, 4 << 20)
+        while entry.name == "slow" and not os.path.exists(self.config["slow"]):
+            time.sleep(0.02)
+        return Image(entry.name, "", "sha256:" + "0" * 64, "/dev/null", "raw")
+
+    def take(self, entry, lease, uid):
+        self.marks.mkdir(exist_ok=True)
+        (self.marks / lease).touch()
+
+    def release(self, lease):
+        (self.marks / lease).unlink(missing_ok=True)
+
+    def entries(self):
+        return []
+
+    def purge(self, settings):
+        return []
+
+
+@dataclass
+class Crash:
+    """Where to die: after the n-th journal line of this process; 0 = never."""
+
+    at: int = 0
+    lines: int = 0
+
+
+crash = Crash()
+
+
+class CrashingJournal(Journal):
+    """A journal whose process does not survive its n-th line."""
+
+    def _append(self, op, resource):
+        super()._append(op, resource)
+        crash.lines += 1
+        if crash.lines == crash.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_plan(request, job, image, settings, accel, *, lease, folder):
+    return {"lease": lease, "image": image.name, "accel": accel, "job": job.to_dict()}
+
+
+def main():
+    config = json.loads(Path(sys.argv[1]).read_text())
+    crash.at = config.get("crash_at", 0)
+    settings = SimpleNamespace(
+        state_dir=config["state_dir"],
+        run_dir=config["run_dir"],
+        accel="auto",
+        images=SimpleNamespace(folder=config["state_dir"] + "/images", fetch_timeout_s=60, purge=None),
+        plugins=SimpleNamespace(disabled=()),
+        lrms={"fake": {"advertise": True, "node": "n0"}},
+        daemon=SimpleNamespace(
+            socket=config["run_dir"] + "/wnodesd.sock",
+            metrics="unix:" + config["run_dir"] + "/metrics.sock",
+            sweep_interval_s=config.get("sweep_s", 3600),
+        ),
+    )
+    hook = Hook(config)
+    parts = Parts(
+        settings=settings,
+        hook_for=lambda lrms: hook,
+        admit=lambda request, job, settings, hook: request,
+        store=Store(config),
+        make_plan=make_plan,
+        probe=lambda: {"accel": "tcg"},
+        person=lambda uid: None,
+        journal=CrashingJournal,
+        end_grace_s=config.get("grace_s", 5.0),
+        hold_timeout_s=config.get("hold_timeout_s", 60.0),
+        retry_s=0.1,
+    )
+    logs.set_up("json", "info")
+    server.serve(parts)
+
+
+if __name__ == "__main__":
+    main()

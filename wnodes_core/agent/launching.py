@@ -1,0 +1,140 @@
+"""A task asks for its VM: whose job it is, and which of a job's tasks starts the keeper."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+from wnodes_core.agent import identity, leases
+from wnodes_core.agent.daemon import Daemon, log
+from wnodes_core.agent.images import Images
+from wnodes_core.agent.leases import Lease, State
+from wnodes_core.agent.protocol import Connection
+from wnodes_core.errors import RequestError, WnodesError
+from wnodes_core.model import Owner
+
+_AT_ONCE = 4  # reads of /proc for one uid at the same time: one user's flood delays no other
+
+
+class Launching:
+    """The ``launch`` operation."""
+
+    def __init__(self, daemon: Daemon, images: Images) -> None:
+        self._daemon = daemon
+        self._images = images
+        self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_ONCE))
+
+    async def launch(self, connection: Connection, message: dict[str, Any]) -> dict[str, Any] | None:
+        """Grant the caller its job's lease: to start the keeper or, once one holds it, to join.
+
+        None if the caller went away meanwhile. Raises WnodesError.
+        """
+        lease, owner = await self._lease_of(connection, leases.check_lrms(message.get("lrms")))
+        self._daemon.refuse_if_over(lease)
+        going = asyncio.ensure_future(self._granted(connection, lease, owner))
+        gone = asyncio.ensure_future(connection.gone())
+        try:
+            await asyncio.wait({going, gone}, return_when=asyncio.FIRST_COMPLETED)
+            return await going if going.done() else None
+        finally:
+            for task in (going, gone):
+                task.cancel()
+            await asyncio.gather(going, gone, return_exceptions=True)
+
+    async def _granted(self, connection: Connection, lease: Lease, owner: Owner) -> dict[str, Any]:
+        if lease.state is not State.RUNNING:
+            await self._images.wait(connection, lease)
+        while True:
+            changed = asyncio.ensure_future(lease.changed())
+            try:
+                self._daemon.refuse_if_over(lease)
+                if lease.state is State.RUNNING:
+                    return self._grant(lease, "join")
+                if lease.state is State.PREPARED:
+                    return await self._start(connection, lease, owner)
+                await changed
+            finally:
+                changed.cancel()
+
+    async def _lease_of(self, connection: Connection, lrms: str) -> tuple[Lease, Owner]:
+        peer = connection.peer
+        if not any(lease.job.lrms == lrms for lease in self._daemon.leases.values()):
+            raise RequestError(f"no job of {lrms} has a VM on this node")
+        async with self._turns[peer.uid]:
+            hook = await self._daemon.quick(self._daemon.parts.hook_for, lrms)
+            owner: Owner = await self._daemon.quick(identity.owner_of, peer, hook)
+        lease = self._daemon.find(lrms, owner.job_id, owner.node)
+        if lease is None:
+            raise RequestError(f"job {owner.job_id} has no VM on node {owner.node or 'this node'}")
+        if lease.job.uid != peer.uid:
+            log.warning("foreign claim", extra={"event": "denied", "lease": lease.id, "uid": peer.uid})
+            raise RequestError(f"job {owner.job_id} is of uid {lease.job.uid}, not of uid {peer.uid}")
+        return lease, owner
+
+    def _grant(self, lease: Lease, role: str, **more: Any) -> dict[str, Any]:
+        disabled = list(self._daemon.settings.plugins.disabled)
+        where = {"lease": lease.id, "folder": lease.folder, "home": lease.home, "disabled": disabled}
+        return {"ok": True, "role": role, **where, **more}
+
+    async def _start(self, connection: Connection, lease: Lease, owner: Owner) -> dict[str, Any]:
+        lease.state = State.STARTING  # from here on, before the first await, nobody else is elected
+        lease.starter = leases.process_of(connection.peer)
+        lease.owner = owner
+        lease.home = "step" if owner.job_long else "job"
+        lease.root = owner.root if owner.job_long else None
+        token = lease.new_token()
+        try:
+            plan = await self._plan(lease)
+            await self._elected(lease)
+        except asyncio.CancelledError:
+            self._give_up(lease, lease.token_hash, "starter went away")
+            raise
+        except WnodesError as error:
+            bounded = await self._daemon.fail(lease, error)
+            self._daemon.end(lease, bounded.message)
+            raise bounded from error
+        self._daemon.refuse_if_over(lease)
+        return self._grant(lease, "start", token=token, plan=plan)
+
+    async def _plan(self, lease: Lease) -> dict[str, Any]:
+        assert self._daemon.accel is not None
+        accel = await asyncio.shield(self._daemon.accel)
+        arguments = (lease.request, lease.job, lease.image, self._daemon.settings, accel)
+        plan: dict[str, Any] = await self._daemon.quick(
+            self._daemon.parts.make_plan, *arguments, lease=lease.id, folder=lease.folder
+        )
+        return plan
+
+    async def _elected(self, lease: Lease) -> None:
+        async with lease.lock:
+            if lease.state is State.STARTING:
+                await self._daemon.quick(self._record, lease)
+        self._daemon.say(lease, "starting")
+        self.watch_starter(lease)
+        if lease.root:
+            self._daemon.watch_job(lease, lease.root)
+
+    def _record(self, lease: Lease) -> None:
+        # The keeper's own journal begins to matter once the token is out: note it before.
+        lease.journal.making("keeper", lease.id)
+        lease.save()
+
+    def watch_starter(self, lease: Lease) -> None:
+        """Elect another if the starter ends, or never brings a keeper."""
+        token = lease.token_hash
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._daemon.parts.hold_timeout_s, self._give_up, lease, token, "no keeper came")
+        if lease.starter:
+            self._daemon.watch(lease, "starter", lease.starter, lambda: self._give_up(lease, token, "starter ended"))
+
+    def _give_up(self, lease: Lease, token: str, why: str) -> None:
+        if lease.state is State.STARTING and lease.token_hash == token:
+            lease.state = State.PREPARED
+            self._daemon.say(lease, "unstarted", reason=why)
+
+    def resume(self, lease: Lease) -> None:
+        """Go on with a lease found at start that no keeper holds yet."""
+        self._images.begin(lease)
+        if lease.state is State.STARTING:
+            self.watch_starter(lease)

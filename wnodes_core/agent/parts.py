@@ -1,0 +1,89 @@
+"""The daemon's real collaborators: settings, plug-ins, image store, policy, plan, probe."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from wnodes_core import command, plan, policy, settings
+from wnodes_core.agent import leases
+from wnodes_core.agent.daemon import Parts
+from wnodes_core.errors import CommandError, LibvirtDown
+from wnodes_core.files import private_folder, write_atomic
+from wnodes_core.images.catalogue import User
+from wnodes_core.images.store import Store
+from wnodes_core.plugins import Plugins
+
+# The daemon brings images and asks batch systems; VMs, disks and gateways are the keepers'.
+BUILTINS = ("wnodes_core.images.sources",)
+# Where a batch system's own commands find their site: from wnodesd's own environment, or the
+# adapter's section of the settings (``environment: {SLURM_CONF: …}``).
+LRMS_ENVIRONMENT = ("SLURM_CONF", "LSF_ENVDIR", "CONDOR_CONFIG")
+PROBE_S = 180.0
+
+
+class Hooks:
+    """One plug-in manager a batch system, made when first asked for."""
+
+    def __init__(self, disabled: tuple[str, ...]) -> None:
+        self._disabled = disabled
+        self._made: dict[str, Plugins] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, lrms: str) -> Any:
+        """Pluggy's relay with that adapter loaded (without one for ''). Raises PluginError."""
+        with self._lock:
+            if lrms not in self._made:
+                self._made[lrms] = Plugins(lrms=lrms, disabled=self._disabled, builtins=BUILTINS)
+            return self._made[lrms].hook
+
+
+def default_parts(config: str | None) -> Parts:
+    """What ``wnodesd`` runs with. Raises SettingsError."""
+    site = settings.load(config)
+    hooks = Hooks(tuple(site.plugins.disabled))
+
+    def environ(lrms: str) -> dict[str, str]:
+        given = site.lrms.get(lrms, {}).get("environment", {})
+        return {**command.clean_environment(LRMS_ENVIRONMENT), **{str(k): str(v) for k, v in given.items()}}
+
+    return Parts(
+        settings=site,
+        hook_for=hooks,
+        admit=policy.admit,
+        store=Store(site.images.folder, hook=hooks("")),
+        make_plan=plan.make,
+        probe=lambda: probe(site.accel, site.state_dir, tuple(site.plugins.disabled)),
+        person=User.of,
+        reload=lambda: settings.load(config),
+        environ=environ,
+    )
+
+
+def probe(accel: str, state_dir: str, disabled: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What this host can run, asked once a boot; blocks for seconds the first time.
+
+    The answer is ``{"accel": …}`` or ``{"error": …}``; only the former is remembered.
+    """
+    kept = Path(state_dir, "probe.json")
+    key = [leases.boot_id(), accel]
+    try:
+        known = json.loads(kept.read_text())
+        if known["key"] == key:
+            return dict(known["answer"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    folder = private_folder(Path(state_dir, "probe"))
+    argv = [sys.executable, "-I", "-m", "wnodes_core.agent.probe", accel, os.fspath(folder), *disabled]
+    try:
+        done = command.run(argv, timeout_s=PROBE_S)
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except (CommandError, ValueError) as error:
+        return {"error": LibvirtDown(f"the probe of the hypervisor failed: {error}", hint="wnodes doctor").to_dict()}
+    if "error" not in answer:
+        write_atomic(kept, json.dumps({"key": key, "answer": answer}).encode())
+    return answer

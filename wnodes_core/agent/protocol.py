@@ -1,0 +1,119 @@
+"""One client's connection: a JSON object a line, bounded in size and in time.
+
+Identity comes from the kernel (SO_PEERCRED, and SO_PEERPIDFD where it has it), never from the
+client's words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from wnodes_core.errors import BadRequest
+
+MAX_LINE = 64 << 10
+FIRST_LINE_S = 10.0  # how long a client may think before it says what it wants
+SEND_S = 10.0  # a client that does not read for so long is dropped
+_SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5; not in Python 3.11's socket module
+
+
+@dataclass
+class Peer:
+    """The process at the other end, as the kernel tells it; ``pidfd`` -1 if it is gone."""
+
+    pid: int
+    uid: int
+    gid: int
+    pidfd: int = -1
+
+    @classmethod
+    def of(cls, sock: Any) -> Peer:
+        """Read the peer of a connected Unix socket. The pidfd names it for good: no reuse of its pid fools us."""
+        pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        try:
+            fd = struct.unpack("i", sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4))[0]
+            os.set_inheritable(fd, False)
+        except OSError:
+            fd = _pidfd(pid)
+        return cls(pid, uid, gid, fd)
+
+    def close(self) -> None:
+        """Let go of the pidfd."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def _pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
+
+
+class Connection:
+    """Reads requests from and sends replies to one client."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.peer = Peer.of(writer.get_extra_info("socket"))
+        self.eof = asyncio.Event()
+
+    async def read(self, timeout_s: float | None = FIRST_LINE_S) -> dict[str, Any] | None:
+        """The next message, or None at the end of the connection or of our patience.
+
+        Raises BadRequest for a line that is no JSON object or exceeds 64 KiB.
+        """
+        try:
+            line = await asyncio.wait_for(self._reader.readline(), timeout_s)
+        except (TimeoutError, ConnectionError):
+            return None
+        except ValueError:
+            raise BadRequest(f"request longer than {MAX_LINE} bytes") from None
+        if not line.endswith(b"\n"):  # half a line and the end: nothing was asked
+            return None
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            raise BadRequest(f"request {line[:60]!r}: want one JSON object a line") from None
+        if not isinstance(message, dict):
+            raise BadRequest(f"request {line[:60]!r}: want a JSON object")
+        return message
+
+    async def gone(self) -> None:
+        """Return when the client has closed its end (anything it says meanwhile is dropped)."""
+        with suppress(ConnectionError):
+            while await self._reader.read(MAX_LINE):
+                pass
+
+    async def send(self, message: dict[str, Any]) -> bool:
+        """Send one message; False (and the connection is dropped) if the client does not read."""
+        try:
+            self._writer.write(json.dumps(message).encode() + b"\n")
+            await asyncio.wait_for(self._writer.drain(), SEND_S)
+        except (TimeoutError, ConnectionError, RuntimeError):
+            self._writer.transport.abort()
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close; safe to call twice."""
+        self.eof.set()
+        self._writer.close()
+        self.peer.close()
+
+
+def refusal(error: Exception) -> dict[str, Any]:
+    """The reply for an error; a bug of ours tells the client no details of the node."""
+    to_dict = getattr(error, "to_dict", None)
+    told = to_dict() if to_dict else {
+        "kind": "WnodesError", "message": f"wnodesd has a bug ({type(error).__name__})", "hint": "see wnodesd's log",
+    }  # fmt: skip
+    return {"ok": False, "error": told}
