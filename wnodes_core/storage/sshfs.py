@@ -1,0 +1,164 @@
+"""Folders of the host in the guest: sshfs over a virtio-serial port, no network, no encryption.
+
+On the host an ``sftp-server`` of OpenSSH runs as the job's user, so that every file has the right
+owner by construction; Landlock keeps it beneath the mount's source. In the guest ``sshfs -o
+passive`` speaks to it through the port ``org.wnodes.mount.N``. Contract of both programs:
+sftp-server(8), sshfs(1), draft-ietf-secsh-filexfer-02 with OpenSSH's PROTOCOL extensions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from typing import Any
+
+from wnodes_core.api import Mount, Process, hookimpl
+from wnodes_core.errors import HostError, MountDenied
+from wnodes_core.storage import bundle, confine
+from wnodes_core.tools import kill, read, spawn
+
+wnodes_api = 1
+log = logging.getLogger(__name__)
+
+SERVERS = (
+    "/usr/lib/openssh/sftp-server",  # Debian, Ubuntu
+    "/usr/libexec/openssh/sftp-server",  # EL, Fedora
+    "/usr/lib/ssh/sftp-server",  # SUSE, Arch
+    "/usr/libexec/sftp-server",
+)
+# What the dynamic loader and the name service read before the server serves: it looks its own
+# uid up and ends if it has no account. Public on every node.
+_NEEDS = tuple(
+    [(path, confine.READ_AND_RUN) for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/libexec/openssh")]
+    + [(path, confine.READ) for path in ("/etc/ld.so.cache", "/etc/nsswitch.conf", "/etc/passwd", "/var/lib/sss/mc")]
+    + [("/dev/null", confine.READ_FILE | confine.WRITE_FILE)]
+)
+# Figures behind the choice: docs/images.md. Names and attributes are believed for a second by
+# the guest's kernel and for another by sshfs, so what the host writes is seen within two.
+# allow_other: root mounts, the job's user reads. No default_permissions: the server *is* the
+# user, so the host's own answer counts, ACLs included. hard_remove: an open file that is
+# removed leaves no .fuse_hidden name behind in the user's folder.
+_OPTIONS = ("passive", "allow_other", "idmap=none", "hard_remove", "dcache_timeout=1")
+
+_gateways: dict[int, Any] = {}  # pid -> Popen of this process: whoever started it reaps it
+
+
+def find_server() -> str:
+    """Path of OpenSSH's sftp-server. Raises HostError where the host has none."""
+    for path in SERVERS:
+        if os.access(path, os.X_OK):
+            return path
+    raise HostError("no sftp-server on this host", hint="install openssh-sftp-server (EL: openssh-server)")
+
+
+@hookimpl
+def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any]) -> dict[str, Any] | None:
+    """Start the gateway and say how the guest mounts it."""
+    if guest.get("fuse") is False:
+        return None
+    _check_source(mount)
+    notice = confine.usable()
+    if notice:
+        notice = f"mount {mount}: the gateway is not confined to its folder: {notice}"
+        log.warning(notice)
+    process = _start_gateway(mount, socket_path, confined=not notice)
+    return {
+        "provider": "sshfs",
+        "process": {"pid": process.pid, "started": process.started},
+        "guest": guest_steps(mount, guest),
+        "notice": notice,
+    }
+
+
+@hookimpl
+def wnodes_mount_detach(attachment: dict[str, Any]) -> bool | None:
+    """End the gateway, in the process that started it or in any other of the user's."""
+    if attachment.get("provider") != "sshfs":
+        return None
+    pid, started = attachment["process"]["pid"], attachment["process"]["started"]
+    child = _gateways.pop(pid, None)
+    if child is not None:
+        child.kill()
+        child.wait()
+        return True
+    if not kill(Process(pid, 0, 0, started, "", ())):
+        raise HostError(f"gateway {pid} does not end", hint="its file system hangs: see the kernel log")
+    return True
+
+
+def _check_source(mount: Mount) -> None:
+    try:
+        fd = os.open(mount.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountDenied(f"mount {mount}: source {mount.source!r}: {error.strerror}: want a folder you can read") from error
+    os.close(fd)
+
+
+def _start_gateway(mount: Mount, socket_path: str, *, confined: bool) -> Process:
+    server = find_server()
+    # The guest's kernel has applied the umask of the guest's process; the server adds none.
+    argv = [server, "-e", "-l", "ERROR", "-u", "000", *(["-R"] if mount.read_only else [])]
+    with closing(socket.socket(socket.AF_UNIX)) as port:
+        port.connect(socket_path)
+        child = _spawn_confined(argv, mount, port) if confined else _spawn(argv, port, None)
+    _gateways[child.pid] = child
+    process = read(child.pid)
+    if process is None:  # impossible: we have not waited for it, so its pid is still there
+        raise HostError(f"gateway for {mount} vanished")
+    return process
+
+
+def _spawn_confined(argv: Sequence[str], mount: Mount, port: socket.socket) -> Any:
+    rights = confine.READ if mount.read_only else confine.ALL_BUT_RUN
+    ruleset = confine.make_ruleset([*_NEEDS, (argv[0], confine.READ_AND_RUN), (mount.source, rights)])
+    try:
+        return _spawn(argv, port, confine.restriction(ruleset))
+    finally:
+        os.close(ruleset)
+
+
+def _spawn(argv: Sequence[str], port: socket.socket, before_exec: Any) -> Any:
+    # stderr: the keeper's log. The working folder is the default one, '/': the source stays
+    # unmountable for the admin once its files are closed.
+    return spawn(argv, stdin=port.fileno(), stdout=port.fileno(), stderr=2, before_exec=before_exec)
+
+
+def guest_steps(mount: Mount, guest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Requests for the guest's agent, in order: tools if it has none, mount point, mount.
+
+    ``port`` of the last one asks the agent to open that virtio-serial port as the program's
+    standard input and output.
+    """
+    steps: list[dict[str, Any]] = []
+    program = ["sshfs"]
+    options = list(_OPTIONS)
+    if not guest.get("sshfs"):
+        steps.append({"verb": "unpack", "folder": bundle.FOLDER, "archive": bundle.tools_bundle_text()})
+        program = bundle.argv("sshfs")
+        contains = bundle.contains_symlinks()
+    else:
+        contains = bool(guest.get("sshfs_contains_symlinks", True))
+    if contains:
+        options.append("no_contain_symlinks")
+    if mount.read_only:
+        options.append("ro")
+    steps.append({"verb": "run", "argv": ["mkdir", "-p", "--", mount.target]})
+    argv = [*program, f":{mount.source}", mount.target, "-o", ",".join(options)]
+    steps.append({"verb": "run", "argv": argv, "port": guest["port"]})
+    return steps
+
+
+def gateways() -> list[int]:
+    """Pids of the gateways that this process has started and not ended."""
+    return list(_gateways)
+
+
+def reap() -> None:
+    """Collect gateways that ended by themselves, so that no zombie stays."""
+    for pid, child in list(_gateways.items()):
+        with suppress(ProcessLookupError):
+            if child.poll() is not None:
+                _gateways.pop(pid, None)
