@@ -7,8 +7,8 @@ import re
 
 from wnodes_core.tools import read_tail
 
-# ESC sequences first (CSI, OSC, two-byte), then every other control character but the newline.
-_NOISE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.?|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+# Terminal sequences whole (CSI, OSC, two-byte), lest their letters remain as noise.
+_SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.?")
 _QUOTED_LINES = 12
 _QUOTED_BYTES = 8192
 _LINE_LENGTH = 160
@@ -21,12 +21,16 @@ def boot_failure(console: str) -> str:
     'the console is empty'
     """
     text = read_tail(console, _QUOTED_BYTES) if console else ""
-    # A guest's words reach a user's terminal here: no control character of theirs may.
-    lines = [_NOISE.sub("", line).rstrip()[:_LINE_LENGTH] for line in text.replace("\r\n", "\n").split("\n")]
+    lines = [_printable(_SEQUENCES.sub("", line))[:_LINE_LENGTH] for line in text.replace("\r\n", "\n").split("\n")]
     quoted = [line for line in lines if line][-_QUOTED_LINES:]
     if not quoted:
         return "the console is empty"
     return "the console ends with:\n" + "\n".join(f"  | {line}" for line in quoted)
+
+
+def _printable(line: str) -> str:
+    # A guest's words reach a user's terminal: no control or direction-changing character may.
+    return "".join(char if char.isprintable() else " " for char in line).strip()
 
 
 def bounded_console(path: str, limit_kib: int) -> bool:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,11 @@ def version() -> str:
     return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
 
 
-def start(xml: str, name: str, root: Path, emulator: str, state_dir: str) -> None:
+def start(xml: str, name: str, root: Path, emulator: str, state_dir: str, on_end: Callable[[str], object]) -> None:
     """Define and start a domain that ends with its QEMU.
+
+    ``on_end`` is called with the name, in libvirt's thread, as soon as the guest has panicked,
+    powered off or asked for a reset; it is to kill the QEMU.
 
     Raises LibvirtDown where the driver does not open, NoKvm, HostBusy when memory is short,
     TransientError with libvirt's words for all else.
@@ -58,6 +62,7 @@ def start(xml: str, name: str, root: Path, emulator: str, state_dir: str) -> Non
     with _lock:
         connection = _open(root, emulator, state_dir)
         try:
+            _watch(connection, on_end)
             _domains[name] = connection.createXML(xml, 0)
         except libvirt.libvirtError as error:
             raise _translate(error, f"VM {name}") from error
@@ -116,6 +121,18 @@ def _open(root: Path, emulator: str, state_dir: str) -> Any:
 def _run_events() -> None:
     while True:
         libvirt.virEventRunDefaultImpl()
+
+
+def _watch(connection: Any, on_end: Callable[[str], object]) -> None:
+    # libvirt itself ends a guest that powered off or reset with SIGTERM, to which our QEMU is deaf
+    # (qemu_x86_64.sh), and would leave it paused for ever.
+    over = (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_CRASHED, libvirt.VIR_DOMAIN_EVENT_STOPPED)
+
+    def changed(_connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
+        if event in over:
+            on_end(domain.name())
+
+    connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, changed, None)
 
 
 def _cache_file(root: Path, emulator: str) -> Path:

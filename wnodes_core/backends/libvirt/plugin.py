@@ -29,9 +29,13 @@ def wnodes_vm_start(vm: Vm) -> Process:
     """Start the VM in this process's embedded driver."""
     from wnodes_core.backends.libvirt import embed
 
+    running = next((process for process in _find(vm.name) if process.uid == os.getuid()), None)
+    if running:
+        return running
     disks = [path for disk in vm.disks for path in (disk.path, disk.base) if path]
     xml = domain.build(vm, direct_io=all(map(knows_direct_io, disks)), affinity=_affinity()).xml()
-    embed.start(xml, vm.name, Path(vm.folder) / "libvirt", domain.emulator(vm.arch), state_dir_of(vm.folder))
+    root = Path(vm.folder) / "libvirt"
+    embed.start(xml, vm.name, root, domain.emulator(vm.arch), state_dir_of(vm.folder), _end)
     found = next(_find(vm.name), None)
     if found is None:
         raise errors.GuestPanic(f"VM {vm.name}: QEMU ended as soon as it had started")
@@ -48,16 +52,7 @@ def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
 @hookimpl
 def wnodes_vm_stop(vm: Vm) -> bool:
     """End the VM's QEMU, whoever started it and wherever that got to."""
-    # SIGKILL and not libvirt's destroy, which waits 1.2 s for a graceful end: the overlay is thrown away,
-    # so there is nothing to be graceful about, and the embedded driver's state goes with the lease.
-    deadline = time.monotonic() + _STOP_DEADLINE_S
-    while found := list(_find(vm.name)):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        for process in found:
-            kill(process, wait_s=left)
-    return True
+    return _end(vm.name)
 
 
 @hookimpl
@@ -81,6 +76,19 @@ def _affinity() -> tuple[int, ...]:
     """The CPUs that this process is bound to, or () if to none in particular."""
     mine = os.sched_getaffinity(0)
     return tuple(sorted(mine)) if len(mine) < (os.cpu_count() or 1) else ()
+
+
+def _end(name: str) -> bool:
+    # SIGKILL and not libvirt's destroy, which waits 1.2 s for a graceful end: the overlay is thrown away,
+    # so there is nothing to be graceful about, and the embedded driver's state goes with the lease.
+    deadline = time.monotonic() + _STOP_DEADLINE_S
+    while found := list(_find(name)):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        for process in found:
+            kill(process, wait_s=left)
+    return True
 
 
 def _find(name: str) -> Iterator[Process]:
