@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wnodes_core import command
-from wnodes_core.errors import CommandError, HostError, NoProvider, WnodesError
+from wnodes_core.errors import HostError, NoProvider, WnodesError
 from wnodes_core.settings import Settings
 
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised

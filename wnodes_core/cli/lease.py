@@ -30,6 +30,12 @@ def add_parser(subparsers: Any) -> None:
         wnodes lease release 1234 --yes""",
     )
     group = parsers.add_group(parser)
+    _add_looking(group)
+    _add_console(group)
+    _add_release(group)
+
+
+def _add_looking(group: Any) -> None:
     _add(
         group,
         "list",
@@ -47,6 +53,9 @@ def add_parser(subparsers: Any) -> None:
         "Draw the phases of a lease one after the other, each with its seconds.",
         "wnodes lease trace slurm-n0-1234",
     )
+
+
+def _add_console(group: Any) -> None:
     console = _add(
         group,
         "console",
@@ -58,6 +67,9 @@ def add_parser(subparsers: Any) -> None:
     )
     console.add_argument("-f", "--follow", action="store_true", help="go on with what is written, until the VM is gone")
     console.add_argument("-n", "--lines", type=_count, metavar="N", help="only the last N lines of what is there")
+
+
+def _add_release(group: Any) -> None:
     release = _add(
         group,
         "release",

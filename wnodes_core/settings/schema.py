@@ -120,7 +120,10 @@ class DaemonSettings:
         "", "Where it listens. Default: RUN_DIR/wnodesd.sock.", values.socket_path, example="/run/wnodes/wnodesd.sock"
     )
     metrics: str = setting(
-        "", "Prometheus: unix:/PATH or 127.0.0.1:PORT. Default: unix:RUN_DIR/metrics.sock.", values.metrics_address
+        "",
+        "Prometheus: unix:/PATH or 127.0.0.1:PORT. Default: unix:RUN_DIR/metrics.sock.",
+        values.metrics_address,
+        example="127.0.0.1:9752",
     )
     sweep_interval_s: int = setting(30, "How often it looks for leases whose job is gone.", values.duration("s"))
     log_level: str = setting("info", "How much it logs: debug, info, warning or error.", values.choice(*_LEVELS))

@@ -138,7 +138,7 @@ def _inline(value: Any) -> str:
     """A value in YAML's flow style, which for our few types is JSON with fewer quotes."""
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_inline(item) for item in value) + "]"
-    if isinstance(value, str) and value and all(c.isalnum() or c in "/._-{}" for c in value) and value[0] not in "{-":
+    if isinstance(value, str) and value and all(c.isalnum() or c in "/._-" for c in value) and value[0] != "-":
         return value
     return json.dumps(value)
 

@@ -129,7 +129,7 @@ def _compose(text: str, file: str) -> Tree:
         raise spot.error(f"not YAML: {error.problem or error.context}", hint) from error
     except yaml.YAMLError as error:
         raise Spot(file).error(f"not YAML: {shorten(str(error).splitlines()[0])}") from error
-    if node is None:
+    if node is None or (node.id == "scalar" and node.tag == _TAG + "null"):
         return Tree(Spot(file, 1, 1), "map", {})
     tree = _tree(node, file)
     if not isinstance(tree.value, dict):
