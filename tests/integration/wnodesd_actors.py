@@ -72,7 +72,10 @@ def keeper(path, grant, how):
     write(grant, "made", child.pid, started)
     say(role="keeper", hold=reply, child=child.pid)
     state = {"event": "state", "state": "running", "trace": [["boot", 1.5], ["x" * 90, 2.0]]}
-    line.sock.sendall(json.dumps(state).encode() + b"\n")
+    try:
+        line.sock.sendall(json.dumps(state).encode() + b"\n")
+    except BrokenPipeError:
+        pass  # the daemon was killed meanwhile, which read() finds next
     while True:
         message = line.read()
         if message is None:

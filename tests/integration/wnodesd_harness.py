@@ -15,6 +15,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from wnodes_core import processes
 from wnodes_core.agent import client
 
@@ -36,6 +38,21 @@ def make_python(folder: Path) -> str:
         source = Path(package.__file__).parent
         shutil.copytree(source, site / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     return f"{folder}/bin/python"
+
+
+@pytest.fixture(scope="session")
+def python():
+    folder = Path(tempfile.mkdtemp(prefix="wnd-py-"))
+    folder.chmod(0o755)
+    yield make_python(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def node(python):
+    node = Node(python)
+    yield node
+    node.close()
 
 
 def until(true, what: str):
@@ -123,14 +140,14 @@ class Step:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(argv, **pipes, start_new_session=True)
         self.heard: queue.Queue[dict] = queue.Queue()
-        self.pids: set[int] = set()
+        self.pids: list[int] = []  # grows while it is read
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         with self.process.stdout as lines:
             for line in lines:
                 said = json.loads(line)
-                self.pids |= {said["pid"], said.get("child", said["pid"])}
+                self.pids += [said["pid"], said.get("child", said["pid"])]
                 self.heard.put(said)
 
     def launch(self, *, count: int = 1, how: str = "normal", uid: int = UID) -> None:
@@ -148,6 +165,16 @@ class Step:
             said = self.next()
             found.update({key: said for key in keys if key in said})
         return found
+
+    def child_if_any(self) -> int:
+        """The keeper's child, or 0 as soon as launcher or keeper were let down."""
+        while True:
+            said = self.next()
+            if "child" in said:
+                return said["child"]
+            answer = said.get("reply" if said["role"] == "launcher" else "hold")
+            if not answer or not answer.get("ok"):
+                return 0
 
     def close(self) -> None:
         self.process.kill()

@@ -34,14 +34,25 @@ def call(
     deadline = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
-            sock.settimeout(timeout_s)
-            sock.connect(path)
+            _connect(sock, path, deadline)
             sock.sendall(json.dumps(dict(request)).encode() + b"\n")
             return _answer(sock, on_progress, deadline)
         except TimeoutError as error:
             raise TransientError(f"wnodesd at {path}: no answer within {timeout_s:g} s", hint=_HINT) from error
         except (OSError, ValueError) as error:
             raise TransientError(f"wnodesd at {path} does not answer: {error}", hint=_HINT) from error
+
+
+def _connect(sock: socket.socket, path: str, deadline: float) -> None:
+    """Connect; wait for a place if the tasks of a large job all come at once (unix(7): EAGAIN)."""
+    while True:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            return sock.connect(path)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError from None
+            time.sleep(0.01)
 
 
 def _answer(sock: socket.socket, on_progress: Callable[[str], None] | None, deadline: float) -> dict[str, Any]:

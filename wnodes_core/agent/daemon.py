@@ -168,20 +168,17 @@ class Daemon:
         return lease.ending
 
     async def _end(self, lease: Lease, reason: str) -> None:
-        if lease.id not in self.leases or (lease.state is State.OVER and not lease.job_over):
-            return
-        if lease.state is not State.OVER:
-            await self._stop_keeper(lease, reason)
-        done = False
-        while not done:
+        """Undo; and once more if meanwhile somebody said that the job itself is over."""
+        while lease.id in self.leases and (lease.state is not State.OVER or lease.job_over):
+            if lease.state is not State.OVER:
+                await self._stop_keeper(lease, reason)
             over = lease.job_over
             async with lease.lock:
                 errors = await self.slow(self.undoer.undo, lease, job_over=over)
             if errors:
                 self._try_again_later(lease, errors)
                 return
-            done = over == lease.job_over
-        await self._ended_well(lease)
+            await self._ended_well(lease, over)
 
     async def _stop_keeper(self, lease: Lease, reason: str) -> None:
         lease.state = State.ENDING
@@ -211,8 +208,8 @@ class Daemon:
             notes = "; ".join(getattr(error, "__notes__", ()))
             log.error("undo: %s (%s)", error, notes, extra={"event": "undo", "lease": lease.id, "job": lease.job.key})
 
-    async def _ended_well(self, lease: Lease) -> None:
-        if lease.job_over:
+    async def _ended_well(self, lease: Lease, job_over: bool) -> None:
+        if job_over:
             self.leases.pop(lease.id, None)
             self.say(lease, "gone")
             return

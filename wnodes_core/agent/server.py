@@ -26,6 +26,7 @@ from wnodes_core.agent.sweeper import Advertiser, Sweeper
 from wnodes_core.errors import BadRequest, HostBusy, WnodesError, from_dict
 
 MAX_CLIENTS = 4096
+BACKLOG = 1024
 MAX_CLIENTS_PER_UID = 1024  # one launcher a task waits here while its VM boots
 
 
@@ -52,7 +53,7 @@ class Server:
         self.daemon.load()
         for lease in list(self.daemon.leases.values()):
             self.daemon.readopt(lease, self.operations.launching.resume)
-        server = await asyncio.start_unix_server(self._client, sock=_listen(settings.daemon.socket), limit=MAX_LINE)
+        server = await asyncio.start_unix_server(self._client, sock=_listen(settings.daemon.socket), limit=MAX_LINE, backlog=BACKLOG)
         metrics = await self.daemon.metrics.serve(settings.daemon.metrics)
         self.daemon.background(Sweeper(self.daemon).run(), "sweeper")
         self.daemon.background(Advertiser(self.daemon).run(), "advertiser")
@@ -160,7 +161,6 @@ def _listen(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.bind(path)
     os.chmod(path, 0o666)
-    sock.listen(1024)
     return sock
 
 
