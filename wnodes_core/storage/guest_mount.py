@@ -1,11 +1,14 @@
 """Guest program: mount one folder with sshfs over a virtio-serial port. Python >= 3.6, root.
 
-usage: python3 -I -c SOURCE PORT TARGET PROGRAM [ARGUMENT ...]
+usage: python3 -I -c SOURCE PORT TARGET BINARY PROGRAM [ARGUMENT ...]
+
+BINARY is the sshfs file itself, which PROGRAM (a loader, perhaps) runs.
 
 ``sshfs -o passive`` never goes to the background, so this starts it apart and returns when the
 kernel shows the mount. Exit code 0: mounted. Else the reason is on stderr.
 """
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -36,13 +39,20 @@ def mounted(target):
 
 def understands(program, option):
     """Whether the sshfs binary knows an option: asking it would cost an emulated guest 0.2 s."""
-    for folder in [""] if "/" in program else os.environ.get("PATH", os.defpath).split(":"):
-        try:
-            with open(os.path.join(folder, program), "rb") as file:
-                return option in file.read()
-        except OSError:
-            pass
-    return False
+    try:
+        with open(shutil.which(program) or program, "rb") as file:
+            return option in file.read()
+    except OSError:
+        return False
+
+
+def complain(child, errors):
+    """Why there is no mount: what sshfs said, or that it said nothing in time."""
+    if child.poll() is None:
+        child.kill()
+    os.lseek(errors, 0, os.SEEK_SET)
+    said = os.read(errors, 2000).decode(errors="replace").strip()
+    return "sshfs: %s" % (said or "no answer from the host within %g s" % DEADLINE_S)
 
 
 def main(name, target, argv, binary):
@@ -62,11 +72,7 @@ def main(name, target, argv, binary):
     end = time.monotonic() + DEADLINE_S
     while not mounted(target):
         if child.poll() is not None or time.monotonic() > end:
-            if child.returncode is None:
-                child.kill()
-            os.lseek(errors, 0, os.SEEK_SET)
-            said = os.read(errors, 2000).decode(errors="replace").strip()
-            return "sshfs: %s" % (said or "no answer from the host within %g s" % DEADLINE_S)
+            return complain(child, errors)
         time.sleep(0.005)
     os.statvfs(target)  # the first answer through the new mount: from here on it works
     child.returncode = 0  # it lives on as the mount; nobody waits for it here

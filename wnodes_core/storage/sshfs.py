@@ -13,10 +13,11 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from importlib import resources
 from typing import Any
 
 from wnodes_core.api import Mount, Process, hookimpl
-from wnodes_core.errors import HostError, MountDenied
+from wnodes_core.errors import HostError, MountDenied, NoProvider
 from wnodes_core.storage import bundle, confine
 from wnodes_core.tools import kill, read, spawn
 
@@ -43,6 +44,8 @@ _NEEDS = tuple(
 # removed leaves no .fuse_hidden name behind in the user's folder.
 _OPTIONS = ("passive", "allow_other", "idmap=none", "hard_remove", "dcache_timeout=1")
 
+_MOUNT_TIMEOUT_S = 60.0
+
 _gateways: dict[int, Any] = {}  # pid -> Popen of this process: whoever started it reaps it
 
 
@@ -57,8 +60,6 @@ def find_server() -> str:
 @hookimpl
 def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any]) -> dict[str, Any] | None:
     """Start the gateway and say how the guest mounts it."""
-    if guest.get("fuse") is False:
-        return None
     _check_source(mount)
     notice = confine.usable()
     if notice:
@@ -127,28 +128,16 @@ def _spawn(argv: Sequence[str], port: socket.socket, before_exec: Any) -> Any:
 
 
 def guest_steps(mount: Mount, guest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Requests for the guest's agent, in order: tools if it has none, mount point, mount.
-
-    ``port`` of the last one asks the agent to open that virtio-serial port as the program's
-    standard input and output.
-    """
-    steps: list[dict[str, Any]] = []
-    program = ["sshfs"]
-    options = list(_OPTIONS)
-    if not guest.get("sshfs"):
-        steps.append({"verb": "unpack", "folder": bundle.FOLDER, "archive": bundle.tools_bundle_text()})
-        program = bundle.argv("sshfs")
-        contains = bundle.contains_symlinks()
-    else:
-        contains = bool(guest.get("sshfs_contains_symlinks", True))
-    if contains:
-        options.append("no_contain_symlinks")
-    if mount.read_only:
-        options.append("ro")
-    steps.append({"verb": "run", "argv": ["mkdir", "-p", "--", mount.target]})
-    argv = [*program, f":{mount.source}", mount.target, "-o", ",".join(options)]
-    steps.append({"verb": "run", "argv": argv, "port": guest["port"]})
-    return steps
+    """What the keeper asks the guest's agent to run as root: arguments of ``GuestChannel.run``."""
+    ours = not guest.get("sshfs")
+    if ours and guest.get("machine", os.uname().machine) != os.uname().machine:
+        raise NoProvider(f"mount {mount}: the image has no sshfs", hint="install sshfs in the image")
+    program = bundle.argv() if ours else ["sshfs"]
+    options = ",".join((*_OPTIONS, *(["ro"] if mount.read_only else [])))
+    sshfs = [*program, f":{mount.source}", mount.target, "-o", options]
+    source = resources.files(__package__).joinpath("guest_mount.py").read_text()
+    argv = ["python3", "-I", "-c", source, guest["port"], mount.target, program[-1], *sshfs]
+    return [{"argv": argv, "timeout_s": _MOUNT_TIMEOUT_S, **({"files": bundle.files()} if ours else {})}]
 
 
 def gateways() -> list[int]:
