@@ -71,7 +71,9 @@ class BackendContract:
         assert starter.stdout is not None
         line = starter.stdout.readline()
         assert line, f"the starter ended with {starter.wait(10)}"
-        return starter, Process(**{**json.loads(line), "command": ()})
+        told = json.loads(line)
+        assert "pid" in told, told
+        return starter, Process(**{**told, "command": ()})
 
     def test_start_gives_the_hypervisors_process(self, hooks: Any, vm: Vm) -> None:
         starter, process = self.start_elsewhere(vm)

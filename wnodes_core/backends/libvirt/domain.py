@@ -12,9 +12,11 @@ from wnodes_core.api import Boot, Disk, Vm, errors
 from wnodes_core.backends.libvirt import objects
 from wnodes_core.backends.libvirt.xml import Node
 
-# Host memory that QEMU needs on top of the guest's, in MiB, by accelerator. See docs in probe of
-# benchmarks: measured with guests that touch every page, rounded up.
-OVERHEAD_MIB = {"kvm": 128, "tcg": 320}
+# Memory of the job that is not the guest's, in MiB, by accelerator. Measured (QEMU 7.2, guests of 512
+# and 1024 MiB that touched every page): QEMU itself 65, the filled part of the translation buffer
+# 75 after a boot and TB_CACHE_MIB at most, the keeper with libvirt 57; the rest is for one launcher,
+# gateways and page tables.
+OVERHEAD_MIB = {"kvm": 192, "tcg": 320}
 
 # QEMU's translation buffer grows to 1 GiB if nobody bounds it; a job would then be killed for
 # memory that it never asked for.

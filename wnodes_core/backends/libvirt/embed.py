@@ -112,10 +112,17 @@ def _open(root: Path, emulator: str, state_dir: str) -> Any:
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
         try:
-            _connection = libvirt.open(f"qemu:///embed?root={root}")
+            _connection = libvirt.open(f"qemu:///embed?root={_short(root)}")
         except libvirt.libvirtError as error:
             raise _down(error, str(root)) from error
     return _connection
+
+
+def _short(root: Path) -> str:
+    # libvirt binds ROOT/lib/qemu/domain-1-NAME…/monitor.sock (45 bytes below ROOT), and a Unix socket's
+    # path has 107: a state folder of modest depth would not fit. The kernel's own name for our open
+    # folder is short, and QEMU, same user, can follow it too. The descriptor stays open as we do.
+    return f"/proc/{os.getpid()}/fd/{os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}"
 
 
 def _run_events() -> None:
