@@ -1,0 +1,271 @@
+"""doctor: every check, on faked hosts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from wnodes_core import doctor, settings
+from wnodes_core.doctor import CHECKS, Finding, State
+from wnodes_core.doctor_host import Host, Space, existing, mount_of
+from wnodes_core.errors import NoKvm, SettingsError, TransientError
+from wnodes_core.settings import Settings
+
+GIB = 1 << 30
+
+
+def device(mode: int, gid: int = 0) -> os.stat_result:
+    return os.stat_result([0o020000 | mode, 1, 1, 1, 0, gid, 0, 0, 0, 0])
+
+
+class FakeHost(Host):
+    """A healthy production node; keyword arguments change single facts."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.facts: dict[str, Any] = {
+            "stats": {"/dev/kvm": device(0o666), "/dev/vhost-vsock": device(0o666)},
+            "texts": {
+                "/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids\n",
+                "/proc/sys/user/max_user_namespaces": "9999\n",
+                "/sys/devices/system/clocksource/clocksource0/current_clocksource": "tsc\n",
+            },
+            "programs": ["qemu-img", "sshfs"],
+            "sftp": "/usr/lib/openssh/sftp-server",
+            "globs": ["/usr/lib/x/libvirt_driver_qemu.so"],
+            "modules": ["libvirt"],
+            "spaces": {
+                "/var/lib/wnodes": Space("ext4", "/", 50 * GIB, 99 * GIB),
+                "/run/wnodes": Space("tmpfs", "/run", 1, 1),
+            },
+            "direct": True,
+            "abi": 7,
+            "clock": True,
+            "daemon": {"version": "1", "pid": 7, "leases": 2},
+            "probe": {"accel": "kvm", "notice": "", "qemu": "8.2", "libvirt": "10.0"},
+            "adapters": {"slurm": ""},
+        }
+        for key, value in changes.items():
+            old = self.facts[key]
+            self.facts[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) and value else value
+
+    def _answer(self, key: str) -> Any:
+        if isinstance(self.facts[key], Exception):
+            raise self.facts[key]
+        return self.facts[key]
+
+    def text(self, path: str) -> str:
+        return self.facts["texts"].get(path, "")
+
+    def stat(self, path: str) -> os.stat_result | None:
+        return self.facts["stats"].get(path)
+
+    def program(self, *names: str) -> str:
+        return next((f"/usr/bin/{name}" for name in names if name in self.facts["programs"]), "")
+
+    def sftp_server(self) -> str:
+        return self.facts["sftp"]
+
+    def glob(self, pattern: str) -> list[str]:
+        return self.facts["globs"]
+
+    def module(self, name: str) -> bool:
+        return name in self.facts["modules"]
+
+    def space(self, path: str) -> Space:
+        return self.facts["spaces"][path]
+
+    def direct_io(self, path: str) -> bool | None:
+        return self.facts["direct"]
+
+    def landlock(self) -> int:
+        return self.facts["abi"]
+
+    def clock_synchronised(self) -> bool | None:
+        return self.facts["clock"]
+
+    def daemon(self, path: str) -> dict[str, Any] | None:
+        return self._answer("daemon")
+
+    def probe(self, settings: Settings) -> dict[str, Any]:
+        return self._answer("probe")
+
+    def adapters(self) -> dict[str, str]:
+        return self._answer("adapters")
+
+
+def examine(host: Host, load: Callable[[], Settings] = Settings) -> dict[str, Finding]:
+    return {finding.name: finding for finding in doctor.examine(host, load=load)}
+
+
+def test_a_healthy_node() -> None:
+    found = examine(FakeHost())
+    assert {one.state for one in found.values()} == {State.OK}
+    assert len(found) == len(CHECKS) + 1
+    assert all(one.seen and not one.advice for one in found.values())
+
+
+def texts(**changes: str) -> dict[str, Any]:
+    return {"texts": changes}
+
+
+SICK: list[tuple[dict[str, Any], str, State, str, str]] = [
+    ({"stats": {"/dev/kvm": None}}, "kvm device", State.NOTICE, "no /dev/kvm", "firmware"),
+    ({"stats": {"/dev/kvm": device(0o600)}}, "kvm device", State.NOTICE, "crw-------, uid 0, gid 0", "chmod 666"),
+    ({"stats": {"/dev/kvm": device(0o600)}}, "kvm device", State.NOTICE, "probe QEMU anew at every start", "udev"),
+    ({"stats": {"/dev/kvm": device(0o660, 104)}}, "kvm device", State.NOTICE, "gid 104", "into its group"),
+    ({"probe": {"notice": "a probe guest hung"}}, "hypervisor", State.NOTICE, "a probe guest hung", "KVM works"),
+    ({"probe": NoKvm("KVM is demanded", hint="auto")}, "hypervisor", State.PROBLEM, "KVM is demanded", "auto"),
+    ({"modules": []}, "libvirt", State.PROBLEM, "no Python module", "libvirt-dev"),
+    ({"globs": []}, "libvirt", State.PROBLEM, "no QEMU driver", "install"),
+    ({"programs": ["sshfs"]}, "qemu-img", State.PROBLEM, "not found", "qemu-utils"),
+    ({"programs": ["qemu-img"]}, "gateway", State.NOTICE, "no sshfs", "install sshfs"),
+    ({"sftp": ""}, "gateway", State.PROBLEM, "no sftp-server", "openssh-sftp-server"),
+    ({"abi": 0}, "landlock", State.NOTICE, "ABI 0", "kernel"),
+    (
+        {"spaces": {"/var/lib/wnodes": Space("ext4", "/", GIB, GIB)}},
+        "state folder",
+        State.PROBLEM,
+        "1 of 1 GiB",
+        "purge",
+    ),
+    (
+        {"spaces": {"/var/lib/wnodes": Space("nfs4", "/", 9 * GIB, 9 * GIB)}},
+        "state folder",
+        State.PROBLEM,
+        "shared",
+        "local",
+    ),
+    (
+        {"spaces": {"/var/lib/wnodes": Space("tmpfs", "/", 9 * GIB, 9 * GIB)}},
+        "state folder",
+        State.NOTICE,
+        "memory",
+        "local",
+    ),
+    ({"direct": False}, "state folder", State.NOTICE, "no O_DIRECT", "xfs"),
+    ({"spaces": {"/run/wnodes": Space("ext4", "/", 1, 1)}}, "run folder", State.NOTICE, "outlives", "/run"),
+    (texts(**{"/sys/fs/cgroup/cgroup.controllers": "cpu pids"}), "cgroups", State.NOTICE, "v2: cpu pids", "memory"),
+    (texts(**{"/sys/fs/cgroup/cgroup.controllers": ""}), "cgroups", State.NOTICE, "no controllers", "cpu and memory"),
+    (texts(**{"/proc/sys/user/max_user_namespaces": "0"}), "user namespaces", State.NOTICE, "off", "build images"),
+    (
+        texts(**{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1\n"}),
+        "user namespaces",
+        State.NOTICE,
+        "off",
+        "build images",
+    ),
+    ({"clock": False}, "clock", State.NOTICE, "not synchronised", "chrony"),
+    (
+        texts(**{"/sys/devices/system/clocksource/clocksource0/current_clocksource": "hpet"}),
+        "clock",
+        State.NOTICE,
+        "hpet is slow",
+        "dmesg",
+    ),
+    ({"daemon": None}, "wnodesd", State.NOTICE, "not running", "enable --now wnodesd"),
+    ({"daemon": TransientError("no answer")}, "wnodesd", State.PROBLEM, "no answer", "restart"),
+    ({"adapters": {}}, "adapters", State.NOTICE, "none installed", "pip install"),
+    ({"adapters": {"slurm": "ImportError: x"}}, "adapters", State.PROBLEM, "slurm: ImportError: x", "reinstall"),
+]
+
+
+@pytest.mark.parametrize("changes, name, state, seen, advice", SICK)
+def test_what_is_wrong_is_named_with_a_way_out(
+    changes: dict[str, Any], name: str, state: State, seen: str, advice: str
+) -> None:
+    found = examine(FakeHost(**changes))
+    assert (found[name].state, seen in found[name].seen, advice in found[name].advice) == (state, True, True), found[
+        name
+    ]
+    assert {one.state for other, one in found.items() if other != name} == {State.OK}
+
+
+def test_every_check_can_find_something() -> None:
+    able = {name for _, name, *_ in SICK} | {"socket paths"}
+    assert able | {"vsock", "settings"} == set(examine(FakeHost()))
+
+
+def test_without_vsock_all_is_well() -> None:
+    assert "virtio-serial" in examine(FakeHost(stats={"/dev/vhost-vsock": None}))["vsock"].seen
+
+
+def test_cgroup_v1() -> None:
+    old = FakeHost(
+        texts={"/sys/fs/cgroup/cgroup.controllers": "", "/proc/self/cgroup": "4:memory:/x\n1:cpu,cpuacct:/\n0::/\n"}
+    )
+    assert examine(old)["cgroups"] == Finding("cgroups", State.OK, "v1: cpu cpuacct memory")
+
+
+def test_a_site_that_wants_kvm_has_a_problem_without_it() -> None:
+    found = examine(FakeHost(stats={"/dev/kvm": None}), load=lambda: Settings(accel="kvm"))
+    assert found["kvm device"].state is State.PROBLEM
+
+
+def test_long_paths_do_not_fit_a_socket() -> None:
+    folder = "/srv/a-rather-long-folder"
+    host = FakeHost(spaces={folder: Space("ext4", "/", 50 * GIB, 50 * GIB)})
+    found = examine(host, load=lambda: Settings(state_dir=folder))["socket paths"]
+    over = len(folder) - len("/var/lib/wnodes")
+    assert (found.state, found.advice) == (State.PROBLEM, f"make state_dir {over} bytes shorter")
+
+
+def test_settings_of_an_adapter_that_is_not_there() -> None:
+    found = examine(FakeHost(), load=lambda: replace(Settings(), lrms={"lsf": {}}))["adapters"]
+    assert (found.state, "lsf" in found.seen) == (State.PROBLEM, True)
+
+
+def test_invalid_settings_are_a_problem_and_the_rest_is_still_checked() -> None:
+    def load() -> Settings:
+        raise SettingsError("/etc/wnodes/wnodes.yaml:3:1: unknown key 'x'", hint="did you mean y?")
+
+    found = examine(FakeHost(), load=load)
+    assert found["settings"] == Finding(
+        "settings", State.PROBLEM, "/etc/wnodes/wnodes.yaml:3:1: unknown key 'x'", "did you mean y?"
+    )
+    assert len(found) == len(CHECKS) + 1
+
+
+def test_a_check_that_fails_hides_no_other() -> None:
+    found = examine(FakeHost(adapters=RuntimeError("boom")))
+    assert found["adapters"].state is State.PROBLEM and "RuntimeError: boom" in found["adapters"].seen
+    assert found["wnodesd"].state is State.OK
+
+
+def test_the_real_host_answers(tmp_path) -> None:
+    host = Host()
+    assert host.text("/proc/self/stat") and host.text("/no/such/file") == ""
+    assert host.stat("/no/such/file") is None
+    assert host.program("no-such-program", "sh").endswith("/sh")
+    space = host.space(str(tmp_path / "not" / "yet"))
+    assert space.total >= space.free > 0 and space.kind != "?"
+    assert host.direct_io(str(tmp_path)) in (True, False) and os.listdir(tmp_path) == []
+    assert host.landlock() >= 0
+    assert host.clock_synchronised() in (True, False, None)
+    assert host.daemon(str(tmp_path / "none.sock")) is None
+    assert host.module("wnodes_core") and not host.module("no_such_module")
+
+
+def test_existing_folder_above(tmp_path) -> None:
+    assert existing(str(tmp_path / "a" / "b")) == str(tmp_path)
+    assert existing("/no/such") == "/"
+
+
+def test_the_nearest_mount_counts() -> None:
+    info = (
+        "22 1 0:20 / / rw - ext4 /dev/a rw\n"
+        "23 22 0:21 / /srv rw shared:1 - xfs /dev/b rw\n"
+        "24 22 0:22 / /srv/with\\040blank rw - btrfs /dev/c rw\n"
+        "nonsense\n"
+    )
+    assert mount_of("/srv/x", info) == ("xfs", "/srv")
+    assert mount_of("/srvx", info) == ("ext4", "/")
+    assert mount_of("/srv/with blank/y", info) == ("btrfs", "/srv/with blank")
+
+
+def test_defaults_come_from_the_settings(mocker) -> None:
+    mocker.patch.object(settings, "load", return_value=Settings(sources=("/etc/wnodes/wnodes.yaml",)))
+    assert doctor.examine(FakeHost())[0] == Finding("settings", State.OK, "/etc/wnodes/wnodes.yaml")
