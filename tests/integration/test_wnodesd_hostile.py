@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from wnodes_core.errors import from_dict
 
 sys.path.insert(0, str(Path(__file__).parent))
-from wnodesd_harness import UID, ended, node, python, until  # noqa: E402, F401 - node and python are fixtures
+from wnodesd_harness import UID, ended, node_fixture, python_fixture, until  # noqa: E402, F401 - fixtures
 
 ASK = """
 import json, os, socket, sys
@@ -102,10 +103,8 @@ def test_users_see_and_release_only_their_own_leases(node):
 def test_garbage_gets_an_error_and_the_door(node, line):
     node.start()
     with raw(node) as sock:
-        try:
+        with suppress(BrokenPipeError):
             sock.sendall(line)
-        except BrokenPipeError:
-            pass
         reply = line_of(sock)
         assert from_dict(reply["error"]).__class__.__name__ == "BadRequest"
     assert node.leases() == []
@@ -176,6 +175,7 @@ def test_the_log_is_one_json_object_a_line_and_a_broken_observer_harms_nobody(no
     step = node.step()
     step.launch()
     step.expect("child")
+    until(lambda: node.leases()[0]["keeper_state"] == "running", "the keeper has said so")
     node.finish()
     lines = [json.loads(line) for line in node.log.read_text().splitlines()]
     events = [line["event"] for line in lines if line.get("lease") == lease and line["event"] != "image"]

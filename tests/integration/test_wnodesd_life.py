@@ -13,7 +13,7 @@ import pytest
 from wnodes_core.errors import RequestError, TransientError, UnknownImage, WnodesError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from wnodesd_harness import UID, ended, node, python, until  # noqa: E402, F401 - node and python are fixtures
+from wnodesd_harness import UID, ended, node_fixture, python_fixture, until  # noqa: E402, F401 - fixtures
 
 
 def test_of_five_launchers_one_starts_and_four_join(node):
@@ -199,6 +199,11 @@ def test_odd_job_facts_are_refused(node, job):
     with pytest.raises(WnodesError, match="want|unexpected"):
         node.prepare(**job)
     assert node.left() == []
+
+
+def test_cached_images_are_advertised_at_start(node):
+    node.start()
+    until((node.folder / "live.n0,seen-n0,tcg,known").exists, "advertised")
 
 
 def test_release_by_root_ends_the_lease(node):

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 
 def say(**what):
@@ -72,10 +73,8 @@ def keeper(path, grant, how):
     write(grant, "made", child.pid, started)
     say(role="keeper", hold=reply, child=child.pid)
     state = {"event": "state", "state": "running", "trace": [["boot", 1.5], ["x" * 90, 2.0]]}
-    try:
+    with suppress(BrokenPipeError):  # the daemon was killed meanwhile, which read() finds next
         line.sock.sendall(json.dumps(state).encode() + b"\n")
-    except BrokenPipeError:
-        pass  # the daemon was killed meanwhile, which read() finds next
     while True:
         message = line.read()
         if message is None:

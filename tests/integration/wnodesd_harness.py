@@ -40,16 +40,16 @@ def make_python(folder: Path) -> str:
     return f"{folder}/bin/python"
 
 
-@pytest.fixture(scope="session")
-def python():
+@pytest.fixture(name="python", scope="session")
+def python_fixture():
     folder = Path(tempfile.mkdtemp(prefix="wnd-py-"))
     folder.chmod(0o755)
     yield make_python(folder)
     shutil.rmtree(folder)
 
 
-@pytest.fixture
-def node(python):
+@pytest.fixture(name="node")
+def node_fixture(python):
     node = Node(python)
     yield node
     node.close()

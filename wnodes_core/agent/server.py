@@ -53,7 +53,8 @@ class Server:
         self.daemon.load()
         for lease in list(self.daemon.leases.values()):
             self.daemon.readopt(lease, self.operations.launching.resume)
-        server = await asyncio.start_unix_server(self._client, sock=_listen(settings.daemon.socket), limit=MAX_LINE, backlog=BACKLOG)
+        sock = _listen(settings.daemon.socket)
+        server = await asyncio.start_unix_server(self._client, sock=sock, limit=MAX_LINE, backlog=BACKLOG)
         metrics = await self.daemon.metrics.serve(settings.daemon.metrics)
         self.daemon.background(Sweeper(self.daemon).run(), "sweeper")
         self.daemon.background(Advertiser(self.daemon).run(), "advertiser")

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,19 @@ class Advertiser:
         store = self._daemon.parts.store
         images = sorted({entry.name for entry in store.entries() if store.image(entry)})
         hook = self._daemon.parts.hook_for(lrms)
-        commands = hook.wnodes_lrms_advertise(node=node, capacity={**capacity, "images": images}) or ()
-        for argv in commands:
-            command.run(argv, timeout_s=QUERY_S, environ=self._daemon.parts.environ(lrms))
+        environ = self._daemon.parts.environ(lrms)
+        told = {**capacity, "images": images}
+        query = _advertise_query(hook, node)
+        if query:
+            told["published"] = command.run(query, timeout_s=QUERY_S, environ=environ).text
+        for argv in hook.wnodes_lrms_advertise(node=node, capacity=told) or ():
+            command.run(argv, timeout_s=QUERY_S, environ=environ)
+
+
+def _advertise_query(hook: Any, node: str) -> Sequence[str]:
+    """The argv that shows what is published now, of adapters that want to know (an optional hook)."""
+    ask = getattr(hook, "wnodes_lrms_advertise_query", None)
+    answer = ask(node=node) if ask else None
+    if answer and not isinstance(answer[0], str):  # without a spec, pluggy gives one answer a plug-in
+        answer = answer[0]
+    return answer or ()
