@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _dry_run(site: install.Site, args: argparse.Namespace) -> int:
-    if not install.built(site.library):
-        print(f"# build {site.library} with gcc for Slurm {install.slurm_version()}")
+    if not install.built(site):
+        print(f"# build {site.library} with gcc for Slurm {install.slurm_version(site)}")
     for step in install.plan(site):
         if step.done:
             continue
@@ -75,8 +75,8 @@ def _difference(step: install.Step) -> str:
 
 def _check(site: install.Site, args: argparse.Namespace) -> int:
     missing = [f"{step.path}: {step.why}" for step in install.plan(site) if not step.done]
-    if not install.built(site.library):
-        missing.insert(0, f"{site.library}: not built for Slurm {install.slurm_version()}: jobs would be refused")
+    if not install.built(site):
+        missing.insert(0, f"{site.library}: not built for Slurm {install.slurm_version(site)}: jobs would be refused")
     for line in missing:
         print(f"missing: {line}")
     if not missing:
@@ -86,8 +86,8 @@ def _check(site: install.Site, args: argparse.Namespace) -> int:
 
 def _apply(site: install.Site, args: argparse.Namespace) -> int:
     steps = [step for step in install.plan(site) if not step.done]
-    if not install.built(site.library):
-        install.build(site.library)
+    if not install.built(site):
+        install.build(site)
         print(f"built {site.library}")
     for step in steps:  # slurm.conf is the last: what it names is there before
         step.apply()

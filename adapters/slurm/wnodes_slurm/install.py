@@ -201,8 +201,9 @@ def _plugstack(site: Site, text: str) -> tuple[Path, str]:
     return path, f"{old}{newline}{slurmconf.BEGIN}\n{site.plugstack_line}\n{slurmconf.END}\n"
 
 
-def build(library: Path) -> None:
+def build(site: Site) -> None:
     """Compile the SPANK plug-in against the Slurm of this host. Raises HostError with the compiler's words."""
+    library = site.library
     library.parent.mkdir(parents=True, exist_ok=True)
     fresh = library.with_suffix(".new")
     flags = ["-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC"]
@@ -211,22 +212,23 @@ def build(library: Path) -> None:
     except CommandError as error:
         raise HostError(f"{library}: not built: {error.message}", hint="apt install gcc libslurm-dev") from error
     os.replace(fresh, library)
-    tools.write_atomic(library.with_suffix(".slurm"), slurm_version().encode())
+    tools.write_atomic(library.with_suffix(".slurm"), slurm_version(site).encode())
 
 
-def built(library: Path) -> bool:
+def built(site: Site) -> bool:
     """Whether the plug-in is there, built for the Slurm that is installed now, from the source we ship."""
     try:
-        stamp = library.with_suffix(".slurm").read_text()
+        stamp = site.library.with_suffix(".slurm").read_text()
         source = (HERE / "wnodes_vm.c").stat().st_mtime
-        return stamp == slurm_version() and library.stat().st_mtime >= source
+        return stamp == slurm_version(site) and site.library.stat().st_mtime >= source
     except OSError:
         return False
 
 
-def slurm_version() -> str:
+def slurm_version(site: Site) -> str:
     """``22.05.8``: each release of Slurm takes plug-ins built for it only. Raises HostError."""
     try:
-        return tools.run(["scontrol", "--version"]).text.split()[-1]
+        environ = {**tools.clean_environment(), "SLURM_CONF": str(site.slurm_conf)}  # even --version wants one
+        return tools.run(["scontrol", "--version"], environ=environ).text.split()[-1]
     except CommandError as error:
         raise HostError(f"no Slurm on this host: {error.message}", hint="apt install slurm-client") from error

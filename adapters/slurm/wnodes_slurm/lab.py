@@ -130,14 +130,19 @@ class Lab:
         self, user: str, argv: Sequence[str], *, cwd: str = "/tmp", check: bool = True, timeout_s: float = 60.0
     ) -> tools.Result:
         """Run a command in this lab as an ordinary user. Raises CommandError."""
-        entry = pwd.getpwnam(user)
-        environ = {**self.environ, "HOME": entry.pw_dir, "USER": user, "LOGNAME": user}
-        become = (entry.pw_uid, entry.pw_gid, os.getgrouplist(user, entry.pw_gid))
+        environ = {**self.environ, "HOME": pwd.getpwnam(user).pw_dir, "USER": user, "LOGNAME": user}
+        become = self.identity(user)
         return tools.run(argv, environ=environ, cwd=cwd, check=check, timeout_s=timeout_s, become=become)
 
+    @staticmethod
+    def identity(user: str) -> tuple[int, int, list[int]]:
+        """uid, gid and groups of a user, as ``tools.run(become=…)`` takes them."""
+        entry = pwd.getpwnam(user)
+        return entry.pw_uid, entry.pw_gid, os.getgrouplist(user, entry.pw_gid)
+
     def log(self, name: str, limit: int = 4000) -> str:
-        """The tail of one daemon's log: ``slurmctld`` or ``slurmd.NODE``."""
-        return tools.read_tail(self.folder / "log" / f"{name}.log", limit)
+        """The tail of one daemon's log: ``munged``, ``slurmctld`` or ``slurmd.NODE``."""
+        return tools.read_tail(self.folder / ("munge" if name == "munged" else "log") / f"{name}.log", limit)
 
     def step_daemons(self) -> list[Process]:
         """The slurmstepd processes of this lab (SLURM_CONF is all that its title leaves of its environment)."""
