@@ -37,10 +37,9 @@ class Finding:
 
 Check = Callable[[Host, Settings], Finding]
 _SUN_PATH = 107  # bytes of a Unix socket's path (unix(7))
-# The longest socket that libvirt makes below a lease (src/qemu/qemu_conf.c, virDomainDefGetShortName):
-# its name of the domain is cut at 20 characters.
-_LEASE_SOCKET = "/leases/{id}/libvirt/lib/qemu/domain-1-wnodes-aaaaaaaaaaaaa/monitor.sock"
-_TYPICAL_ID = 24
+# The longest of a lease's sockets; an id has at most 32 characters. libvirt's own are deeper down,
+# but the backend binds them by a short name.
+_LEASE_SOCKET = "/leases/" + 32 * "x" + "/mount23.sock"
 _MIN_FREE = 5 << 30
 
 
@@ -170,7 +169,7 @@ def run_dir(host: Host, settings: Settings) -> Finding:
 
 def socket_paths(_: Host, settings: Settings) -> Finding:
     """Do the paths of a lease's sockets fit?"""
-    longest = settings.state_dir + _LEASE_SOCKET.format(id="x" * _TYPICAL_ID)
+    longest = settings.state_dir + _LEASE_SOCKET
     length = len(longest.encode())
     if length > _SUN_PATH:
         over = length - _SUN_PATH

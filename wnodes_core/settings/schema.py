@@ -65,7 +65,9 @@ class Rule:
     """One rule of the policy. It matches when each list that is given names the job's.
 
     All rules that match are put together in order: of single values the later one wins, lists
-    add up. A list that no matching rule gives leaves everything allowed; an empty list, nothing.
+    add up. An ``images`` or ``allow_mounts`` that no matching rule gives leaves everything allowed; an
+    empty list, nothing. The job's working folder is mounted whatever ``allow_mounts`` says, and
+    every mount is served with the user's own rights.
     """
 
     users: tuple[str, ...] = setting(
