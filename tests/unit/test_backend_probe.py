@@ -129,9 +129,8 @@ def test_the_state_folder_is_told_from_a_leases() -> None:
     assert probe.state_dir_of("/var/tmp/wnodes-7/a-1") == memory.STATE_DIR
 
 
-def test_the_rom_starts_at_the_reset_vector() -> None:
-    rom = probe.probe_rom()
-    assert len(rom) == 65536
-    assert rom[0xFFF0] == 0xE9
-    target = (0xFFF3 + int.from_bytes(rom[0xFFF1:0xFFF3], "little")) & 0xFFFF
-    assert rom[target : target + 3] == b"\xba\xf8\x03"
+def test_the_boot_sector_is_one() -> None:
+    sector = probe.boot_sector()
+    assert len(sector) == 512
+    assert sector.endswith(b"\x55\xaa")
+    assert sector.startswith(b"\xba\xf8\x03")

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import libvirt  # type: ignore[import-untyped]
+# Read when libvirt is loaded. Its warnings ("tainted: high-privileges") would go to the job's stderr.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:stderr")
+import libvirt  # type: ignore[import-untyped]  # noqa: E402, I001
 
 from wnodes_core.api import errors
 from wnodes_core.backends.libvirt import memory
@@ -107,7 +109,6 @@ def _open(root: Path, emulator: str, state_dir: str) -> Any:
         (root / "etc").mkdir(exist_ok=True)
         write_atomic(root / "etc/qemu.conf", _CONF.format(uid=os.getuid(), gid=os.getgid()).encode())
         _carry_in(root, emulator, state_dir)
-        os.environ["LIBVIRT_LOG_OUTPUTS"] = f"3:file:{root}/libvirt.log"  # else warnings go to the job's stderr
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
