@@ -1,0 +1,278 @@
+"""The host's end of the guest channel: connect, push the agent, ask, and notice its death.
+
+The guest is not trusted: frames are bounded, garbage ends the channel with ChannelLost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wnodes_core.errors import BootTimeout, ChannelLost
+from wnodes_core.guest import bundle, frames
+
+_GREETING = re.compile(rb"WNODES-BOOT 1 (\d{1,9})\n")
+_MAX_NOISE = 64 << 10
+_MAX_TALK = 64 << 10  # a guest's other chatter on the port
+_MAX_STREAMS = 1 << 30
+_MAX_OUTPUT = 256 << 10
+
+Handler = Callable[[int, int, int, Any], None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished root command: exit code (128 + signal if it was killed) and its output."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+def encode(value: Mapping[str, Any]) -> bytes:
+    """JSON that the guest's own reader takes; lone surrogates (PEP 383) stay escapes."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+def decode(payload: bytes) -> dict[str, Any]:
+    """JSON of the guest. Raises ProtocolError, whatever it is."""
+    try:
+        value = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise frames.ProtocolError(f"bad JSON: {str(error)[:100]}") from None
+    if not isinstance(value, dict):
+        raise frames.ProtocolError(f"JSON {type(value).__name__}: want an object")
+    return value
+
+
+class GuestChannel(asyncio.BufferedProtocol):
+    """A connected guest. ``lost`` is a future that gets the ChannelLost when it dies."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.on_open: Handler | None = None  # streams that the guest opens
+        self.lost: asyncio.Future[ChannelLost] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._parser = frames.Parser(frames.MAX_TO_HOST, 1 << 20)
+        self._transport: asyncio.Transport | None = None
+        self._handlers: dict[int, Handler] = {}
+        self._next = 0
+        self._nonce = os.urandom(8).hex().encode()
+        self._talk = b""
+        self._answered = -1
+        self._space = memoryview(bytearray(64 << 10))
+
+    @classmethod
+    async def connect(cls, path: str | os.PathLike[str], *, timeout_s: float, lost_s: float = 60.0) -> GuestChannel:
+        """Connect to QEMU's socket, wait for the guest, push the agent, learn the guest's facts.
+
+        ``lost_s``: the guest powers itself off when its host is away for so long (0: never).
+
+        Raises BootTimeout, ChannelLost.
+        """
+        deadline = time.monotonic() + timeout_s
+        loop = asyncio.get_running_loop()
+        channel: GuestChannel | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while channel is None:
+                    try:
+                        _, channel = await loop.create_unix_connection(cls, os.fspath(path))
+                    except (FileNotFoundError, ConnectionRefusedError):
+                        await asyncio.sleep(0.01)
+                await channel._ready
+        except TimeoutError:
+            if channel is not None:
+                channel.close()
+            raise BootTimeout(f"guest: no answer on its channel within {timeout_s:g} s") from None
+        left = max(1.0, deadline - time.monotonic())
+        channel.facts = await channel.request("hello", timeout_s=left, lost_s=lost_s)
+        return channel
+
+    # asyncio's protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected to QEMU, which says nothing of the guest."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return self._parser.space() if self._ready.done() else self._space
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes of the guest have come."""
+        try:
+            if self._ready.done():
+                self._take(nbytes)
+            else:
+                self._greet(bytes(self._space[:nbytes]))
+        except frames.ProtocolError as error:
+            self.fail(f"guest channel: the guest broke the protocol: {error}")
+
+    def eof_received(self) -> None:
+        """QEMU closed its end."""
+        self.fail("guest channel: the VM has gone")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The socket broke."""
+        self.fail(f"guest channel: {error or 'closed'}")
+
+    # the talk before the agent runs
+
+    def _greet(self, data: bytes) -> None:
+        self._talk += data
+        assert self._transport is not None
+        for match in _GREETING.finditer(self._talk):
+            if int(match[1]) != self._answered:
+                self._answered = int(match[1])
+                source = bundle.agent_source()
+                head = b"WNODES-PUSH %s %d %d\n" % (self._nonce, len(source), zlib.crc32(source))
+                self._transport.write(head + source)
+        mark = b"WNODES-AGENT " + self._nonce + b"\n"
+        before, found, rest = self._talk.partition(mark)
+        # Greetings are answered once, so they must not be seen again; a torn one must be kept.
+        self._talk = before[before.rfind(b"\n") + 1 :][-_MAX_TALK:]
+        if found:
+            self._ready.set_result(None)
+            self._feed(rest)
+
+    def _feed(self, rest: bytes) -> None:
+        while rest:
+            space = self._parser.space()
+            count = min(len(rest), len(space))
+            space[:count] = rest[:count]
+            self._take(count)
+            rest = rest[count:]
+
+    # frames
+
+    def _take(self, count: int) -> None:
+        for kind, sub, stream, payload in self._parser.received(count):
+            handler = self._handlers.get(stream)
+            if handler is not None:
+                handler(kind, sub, stream, payload)
+            elif stream & frames.GUEST_BIT and kind == frames.OPEN and self.on_open is not None:
+                self.on_open(kind, sub, stream, payload)
+            elif stream == 0 or stream > self._next and not stream & frames.GUEST_BIT:
+                raise frames.ProtocolError(f"frame for stream {stream}, which nobody opened")
+            # else: a late frame of a stream that is over
+
+    def send(self, kind: int, sub: int, stream: int, payload: bytes | memoryview = b"") -> None:
+        """Send a frame; nothing is sent into a dead channel."""
+        if self._transport is None or self.lost.done():
+            return
+        self._transport.write(frames.HEADER.pack(kind, sub, 0, stream, len(payload)))
+        if len(payload):
+            self._transport.write(payload)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that QEMU has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport else 0
+
+    def new_stream(self, handler: Handler) -> int:
+        """A fresh stream id whose frames go to ``handler``."""
+        self._next = self._next % _MAX_STREAMS + 1
+        self._handlers[self._next] = handler
+        return self._next
+
+    def adopt_stream(self, stream: int, handler: Handler) -> None:
+        """Take the frames of a stream that the guest opened."""
+        self._handlers[stream] = handler
+
+    def drop_stream(self, stream: int) -> None:
+        """The stream is over; its late frames are ignored."""
+        self._handlers.pop(stream, None)
+
+    # questions
+
+    async def request(self, verb: str, *, timeout_s: float = 30.0, **args: Any) -> dict[str, Any]:
+        """Ask the agent and return its answer.
+
+        Raises ChannelLost, also when it does not answer in time or refuses.
+        """
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+        def take(kind: int, sub: int, stream: int, payload: bytes) -> None:
+            if kind == frames.REPLY and not answer.done():
+                answer.set_result(decode(payload))
+
+        stream = self.new_stream(take)
+        try:
+            self.send(frames.OPEN, 0, stream, encode({"verb": verb, **args}))
+            reply = await self._answer(answer, verb, timeout_s)
+        finally:
+            self.drop_stream(stream)
+        facts = reply.get("ok")
+        if not isinstance(facts, dict):
+            raise ChannelLost(f"guest agent: {verb}: {str(reply.get('error', 'no answer'))[:500]}")
+        return facts
+
+    async def _answer(self, answer: asyncio.Future[Any], verb: str, timeout_s: float) -> Any:
+        await asyncio.wait({answer, self.lost}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        if self.lost.done():
+            raise self.lost.result()
+        raise ChannelLost(f"guest agent: {verb}: no answer within {timeout_s:g} s")
+
+    async def run(
+        self, argv: Sequence[str], *, timeout_s: float = 30.0, environ: Mapping[str, str] | None = None, **args: Any
+    ) -> Done:
+        """Run a short command as the guest's root and return what it printed (at most 256 KiB each).
+
+        Raises ChannelLost; a command that fails or is missing is an answer, not an error.
+        """
+        collector = _Collector(self, asyncio.get_running_loop().create_future())
+        stream = self.new_stream(collector.take)
+        default = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+        wish = {"argv": list(argv), "environ": dict(environ or default), "cwd": "/", "window": frames.STDIN_WINDOW}
+        self.send(frames.OPEN, 0, stream, encode({"verb": "exec", **wish, **args}))
+        self.send(frames.EOF, 0, stream)
+        try:
+            ending = await self._answer(collector.ending, argv[0], timeout_s)
+        finally:
+            if not collector.ending.done():
+                self.send(frames.CONTROL, 0, stream, b'{"close":true}')
+            self.drop_stream(stream)
+        code = ending.get("code", 128 + int(ending.get("signal", 0)))
+        tail = (ending.get("error", "") + "\n").encode() if ending.get("error") else b""
+        return Done(int(code), bytes(collector.output[1]), bytes(collector.output[2]) + tail)
+
+    # the end
+
+    def fail(self, message: str) -> None:
+        """Declare the channel dead. Idempotent."""
+        if not self.lost.done():
+            self.lost.set_result(ChannelLost(message, hint="the VM's console.log may say why"))
+        if not self._ready.done():
+            self._ready.set_exception(self.lost.result())
+            self._ready.exception()  # seen: connect() may have given up already
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Hang up; the guest ends every command."""
+        self.fail("guest channel: closed by us")
+
+
+class _Collector:
+    def __init__(self, channel: GuestChannel, ending: asyncio.Future[dict[str, Any]]) -> None:
+        self.channel = channel
+        self.ending = ending
+        self.output = {1: bytearray(), 2: bytearray()}
+
+    def take(self, kind: int, sub: int, stream: int, payload: bytes) -> None:
+        if kind == frames.DATA and sub:
+            self.output[sub] += payload[: max(0, _MAX_OUTPUT - len(self.output[sub]))]
+            self.channel.send(frames.CREDIT, sub, stream, frames.U32.pack(max(1, len(payload))))
+        elif kind == frames.EXIT and not self.ending.done():
+            self.ending.set_result(decode(payload))

@@ -1,0 +1,268 @@
+"""The guest's agent: root's hands and the job's process, driven by the host over one port.
+
+Sent by the host at connect and run by ``guest_bootstrap`` (see ``bundle``); one thread, one
+poll. It keeps no state that outlives the link: when the host goes, every command is ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from wnodes_core.guest import frames, guest_door, guest_exec, guest_json, guest_users, pump
+
+VERSION = 1
+KILL_AFTER_S = 2.0
+SWEEP_AFTER_S = 0.2
+
+
+class Agent:
+    """Serves one connected host. ``root`` is '' in a guest and a folder in tests."""
+
+    def __init__(self, port: int, root: str = "") -> None:
+        self.link = pump.Link(port, frames.MAX_TO_GUEST)
+        self.root = root
+        self.lost_s = 60.0
+        self.commands: dict[int, guest_exec.Command] = {}
+        self.door: guest_door.Door | None = None
+        self._poller = pump.Poller()
+        self._wake, self._waker = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._waker, False)
+        self._to_kill: list[tuple[float, int]] = []  # (when, session)
+
+    def run(self) -> None:
+        """Serve until the host goes."""
+        old = signal.signal(signal.SIGCHLD, lambda *_: None)
+        old_fd = signal.set_wakeup_fd(self._waker)
+        try:
+            while True:
+                self._turn()
+        except (pump.LinkClosed, frames.ProtocolError):
+            pass
+        finally:
+            signal.set_wakeup_fd(old_fd)
+            signal.signal(signal.SIGCHLD, old)
+            self._abandon()
+
+    def _turn(self) -> None:
+        flows = [command.flow for command in self.commands.values()]
+        extra = [self._wake]
+        if self.door is not None:
+            flows += self.door.flows()
+            extra += self.door.fds()
+        due = min([when for when, _ in self._to_kill], default=time.monotonic() + 30)
+        ready = self._poller.wait(self.link, flows, extra, max(0.0, due - time.monotonic()))
+        if self.link.fd in ready:
+            for kind, sub, stream, payload in self.link.read():
+                self._on_frame(kind, sub, stream, payload)
+        if self._wake in ready:
+            os.read(self._wake, 4096)
+            self._reap()
+        if self.door is not None:
+            for fd in ready:
+                if fd not in (self.link.fd, self._wake):
+                    self.door.serve(fd, self.link)
+        for command in [c for c in self.commands.values() if c.status is not None]:
+            self._finish(command)
+        self._kill_due()
+
+    def _on_frame(self, kind: int, sub: int, stream: int, payload: Any) -> None:
+        if kind == frames.OPEN:
+            self._request(stream, payload)
+        elif stream & frames.GUEST_BIT:
+            self._door_frame(kind, sub, stream, payload)
+        elif stream in self.commands:
+            if kind == frames.CONTROL:
+                self._control(self.commands[stream], guest_json.loads(payload))  # type: ignore[arg-type]
+            else:
+                self.commands[stream].flow.on_frame(kind, sub, payload)
+
+    def _request(self, stream: int, payload: bytes) -> None:
+        args: Any = guest_json.loads(payload)
+        verb = args.pop("verb", "")
+        if verb == "exec":
+            self._exec(stream, args)
+            return
+        try:
+            method = getattr(self, "verb_" + verb, None)
+            if method is None:
+                raise ValueError("verb %r: this agent has no such verb" % verb)
+            answer = {"ok": method(stream, **args)}
+        except pump.LinkClosed:
+            raise
+        except Exception as error:  # noqa: BLE001 - the host is told, the agent lives on
+            answer = {"error": "%s: %s" % (type(error).__name__, error)}
+        if answer.get("ok", True) is not None:
+            self._answer(frames.REPLY, stream, answer)
+
+    def _answer(self, kind: int, stream: int, answer: dict[str, Any]) -> None:
+        self.link.send(frames.pack(kind, 0, stream, guest_json.dumps(answer)))
+
+    def _exec(self, stream: int, args: dict[str, Any]) -> None:
+        args["environ"]["WNODES_EXEC"] = str(stream)
+        try:
+            command = guest_exec.spawn(self.link, stream, args)
+        except (OSError, ValueError) as error:
+            number = getattr(error, "errno", None) or 0
+            what = getattr(error, "filename", None) or ""
+            text = "%s: %s" % (what, os.strerror(number)) if number else str(error)
+            # What a shell answers: 127 for "not found", 126 for "found, but it does not run".
+            self._answer(frames.EXIT, stream, {"code": 127 if number == 2 else 126, "error": text, "errno": number})
+            return
+        self.commands[stream] = command
+        if 0 in command.flow.sinks:
+            self.link.send(frames.credit(0, stream, frames.STDIN_WINDOW))
+
+    def _control(self, command: guest_exec.Command, order: dict[str, Any]) -> None:
+        if "signal" in order:
+            command.signal(int(order["signal"]), whole_group=order.get("to") != "leader")
+        if "resize" in order:
+            command.resize(order["resize"][0], order["resize"][1])
+        if "close" in order:
+            for source in command.flow.sources.values():
+                source.close()
+            self._hang_up(command.pid)
+
+    def _hang_up(self, session: int) -> None:
+        """The launcher has gone: end the command and its background jobs."""
+        for pid in guest_exec.session_members({session}):
+            _kill(pid, signal.SIGHUP)
+            _kill(pid, signal.SIGCONT)
+        self._to_kill.append((time.monotonic() + KILL_AFTER_S, session))
+
+    def _kill_due(self) -> None:
+        now = time.monotonic()
+        due = {session for when, session in self._to_kill if when <= now}
+        if not due:
+            return
+        self._to_kill = [entry for entry in self._to_kill if entry[1] not in due]
+        for pid in guest_exec.session_members(due):
+            _kill(pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        """Collect every child: as PID 1 the orphans of the whole guest too."""
+        by_pid = {command.pid: command for command in self.commands.values()}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in by_pid:
+                by_pid[pid].status = status
+
+    def _finish(self, command: guest_exec.Command) -> None:
+        """Once the leader has ended: send what its pipes still hold, then the ending."""
+        for sub, source in command.flow.sources.items():
+            while source.open:
+                if self.link.busy or source.credit <= 0:
+                    return  # the consumer is slow: nothing may be lost, come again
+                if command.flow.read(sub) < 0:
+                    source.close()  # held open by a background process: no more is waited for
+        del self.commands[command.stream]
+        command.flow.close()
+        if command.master >= 0:
+            os.close(command.master)
+        self._answer(frames.EXIT, command.stream, command.ending())
+        # What it left running goes too, as at the end of an LRMS step. Looking for it takes
+        # 10 ms under TCG: after the answer, and for several commands at once.
+        command.signal(signal.SIGKILL, whole_group=True)
+        self._to_kill.append((time.monotonic() + SWEEP_AFTER_S, command.pid))
+
+    def _door_frame(self, kind: int, sub: int, stream: int, payload: Any) -> None:
+        caller = self.door.find(stream) if self.door is not None else None
+        if caller is None or self.door is None:
+            return
+        if kind == frames.EXIT:
+            self.door.ended(caller, guest_json.loads(payload))  # type: ignore[arg-type]
+        elif caller.flow is not None:
+            caller.flow.on_frame(kind, sub, payload)
+
+    def _abandon(self) -> None:
+        sessions = {command.pid for command in self.commands.values()} | {entry[1] for entry in self._to_kill}
+        for pid in guest_exec.session_members(sessions):
+            _kill(pid, signal.SIGKILL)
+        for command in self.commands.values():
+            command.flow.close()
+            if command.master >= 0:
+                os.close(command.master)
+        if self.door is not None:
+            self.door.close()
+        os.close(self._wake)
+        os.close(self._waker)
+
+    # The verbs. Each returns its answer, or None to answer later.
+
+    def verb_hello(self, stream: int, lost_s: float = 60.0) -> dict[str, Any]:
+        """Facts of this guest; ``lost_s`` is how long it outlives its host (0: for ever)."""
+        self.lost_s = lost_s
+        facts = guest_users.facts()
+        facts.update(version=VERSION, python="%d.%d.%d" % sys.version_info[:3], pid=os.getpid())
+        return facts
+
+    def verb_ping(self, stream: int) -> dict[str, Any]:
+        """Prove that the agent answers."""
+        return {"time": time.time()}
+
+    def verb_setup(self, stream: int, **args: Any) -> dict[str, Any]:
+        """Host name, clock, groups and user, loopback, reverse door."""
+        etc = self.root + "/etc"
+        if args.get("user") is not None:
+            guest_users.add_user(args["user"], args.get("groups", []), etc)
+            guest_users.make_home(args["user"], self.root)
+        if not self.root:
+            guest_users.loopback_up()
+            if args.get("host_name"):
+                guest_users.set_host_name(args["host_name"], etc)
+            if args.get("clock"):
+                guest_users.set_clock(args["clock"])
+        if args.get("shim"):
+            self._open_door(args["shim"], args.get("commands", []))
+        return {}
+
+    def _open_door(self, shim: str, names: list[str]) -> None:
+        folder = self.root + "/run/wnodes"
+        for name in names:
+            if "/" in name or name.startswith("."):
+                raise ValueError("command %r: want a plain name" % name)
+            guest_exec.put_file(folder + "/bin/" + name, shim.encode("utf-8"), 0o755, -1, -1)
+        if self.door is None:
+            self.door = guest_door.Door(folder + "/host.sock")
+
+    def verb_write_file(self, stream: int, **file: Any) -> dict[str, Any]:
+        """Write one file (``path``, ``content`` in base64, ``mode``, ``uid``, ``gid``)."""
+        guest_exec.put_files([file])
+        return {}
+
+    def verb_poweroff(self, stream: int) -> dict[str, Any]:
+        """Sync and switch the machine off; the answer goes out first."""
+        self._answer(frames.REPLY, stream, {"ok": {}})
+        os.sync()
+        if not self.root:
+            with open("/proc/sysrq-trigger", "w") as file:
+                file.write("o")
+        return None  # type: ignore[return-value]
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass
+
+
+def serve(port: int, nonce: str, root: str = "") -> float:
+    """Run one agent over ``port``; returns how long to wait for the next host, in seconds."""
+    os.set_blocking(port, False)
+    for number in range(1, 32):
+        if signal.getsignal(number) == signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+    agent = Agent(port, root)
+    agent.link.send(b"WNODES-AGENT " + nonce.encode("ascii") + b"\n")
+    agent.run()
+    return agent.lost_s

@@ -1,0 +1,121 @@
+"""The guest's identity: users and groups, host name, clock, loopback. Part of the agent.
+
+Lines are appended to passwd and group as they are: ``useradd`` takes a second under TCG.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+import time
+from typing import Any
+
+_SIOCSIFFLAGS, _SIOCGIFFLAGS, _IFF_UP = 0x8914, 0x8913, 1
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _put_line(path: str, name: str, number: int, line: str) -> None:
+    """Make ``line`` the only one for its name and number; other lines stay as they are."""
+    kept = []
+    for old in _read(path).splitlines():
+        fields = old.split(":")
+        if old == line:
+            return
+        if fields[0] == name or (len(fields) > 2 and fields[2] == str(number) and number):
+            continue
+        kept.append(old)
+    text = "\n".join(kept + [line]) + "\n"
+    temporary = path + ".wnodes"
+    with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.rename(temporary, path)
+
+
+def _plain(text: str) -> str:
+    """A field of passwd: a colon or a newline in it would forge another."""
+    if ":" in text or "\n" in text or "\0" in text:
+        raise ValueError("%r: no colon, newline or NUL wanted" % text)
+    return text
+
+
+def add_user(user: dict[str, Any], groups: list[dict[str, Any]], etc: str) -> None:
+    """Create (or agree with) the groups and the user, with exact ids.
+
+    A name or an id that the image already uses for another is taken over: the job's ids decide.
+    """
+    for group in groups:
+        members = _plain(user["name"]) if user and group["gid"] != user["gid"] else ""
+        line = "%s:x:%d:%s" % (_plain(group["name"]), group["gid"], members)
+        _put_line(etc + "/group", group["name"], group["gid"], line)
+    if not user or user["uid"] == 0:
+        return
+    shell = user.get("shell") or "/bin/sh"
+    shell = shell if os.access(shell, os.X_OK) else "/bin/sh"
+    fields = (_plain(user["name"]), user["uid"], user["gid"], _plain(user["home"]), _plain(shell))
+    _put_line(etc + "/passwd", user["name"], user["uid"], "%s:x:%d:%d::%s:%s" % fields)
+
+
+def make_home(user: dict[str, Any], root: str) -> None:
+    """An empty home folder, in case no mount brings the real one."""
+    path = root + user["home"]
+    if user["home"] not in ("", "/") and not os.path.isdir(path):
+        os.makedirs(path, 0o755, exist_ok=True)
+        os.chmod(path, 0o700)
+        os.chown(path, user["uid"], user["gid"])
+
+
+def set_host_name(name: str, etc: str) -> None:
+    """Set the kernel's host name and let it resolve without a network."""
+    socket.sethostname(name)
+    _put_line_hosts(etc + "/hosts", "127.0.1.1 " + _plain(name))
+
+
+def _put_line_hosts(path: str, line: str) -> None:
+    lines = _read(path).splitlines() or ["127.0.0.1 localhost"]
+    if line not in lines:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("\n".join(lines + [line]) + "\n")
+
+
+def set_clock(seconds: float) -> None:
+    """Set the clock to the host's; small differences are left alone."""
+    if abs(time.time() - seconds) > 0.05:
+        time.clock_settime(time.CLOCK_REALTIME, seconds)
+
+
+def loopback_up() -> None:
+    """``ip link set lo up``; the kernel adds 127.0.0.1 itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        flags = struct.unpack("16sh", fcntl.ioctl(probe, _SIOCGIFFLAGS, struct.pack("16sh", b"lo", 0)))[1]
+        if not flags & _IFF_UP:
+            fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sh", b"lo", flags | _IFF_UP))
+
+
+def facts() -> dict[str, Any]:
+    """What the host wants to know of this guest."""
+    release = os.uname()
+    path = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin".split(":")
+    memory = [line.split()[1] for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal")]
+    filesystems = _read("/proc/filesystems").split()
+    return {
+        "kernel": release.release,
+        "machine": release.machine,
+        "host_name": release.nodename,
+        "boot_id": _read("/proc/sys/kernel/random/boot_id").strip(),
+        "uptime_s": float((_read("/proc/uptime").split() or ["0"])[0]),
+        "memory_kib": int(memory[0]) if memory else 0,
+        "cpus": os.cpu_count() or 0,
+        "sshfs": any(os.access(folder + "/sshfs", os.X_OK) for folder in path),
+        "fuse": "fuse" in filesystems or os.path.exists("/dev/fuse"),
+        "virtiofs": "virtiofs" in filesystems,
+    }

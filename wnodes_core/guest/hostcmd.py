@@ -1,0 +1,123 @@
+"""Commands that the guest asks us to run on this host: srun, squeue and the like.
+
+Only names on the caller's list run, at the path that the list gives, as the job's own user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from wnodes_core.guest import frames, pump
+
+# The guest's idea of where programs and libraries are does not hold here.
+_NOT_TAKEN = ("PATH", "LD_", "PYTHON", "WNODES_")
+
+
+class HostCommand:
+    """One such command: its process, its flow, or the refusal."""
+
+    def __init__(self, link: pump.Link, stream: int) -> None:
+        self._link = link
+        self._stream = stream
+        self._process: Any = None
+        self.pidfd = -1
+        self.flow: pump.Flow | None = None
+        self._over = False
+
+    def refuse(self, code: int, text: str) -> None:
+        """Answer without running anything."""
+        self._end({"code": code, "error": text})
+
+    def start(self, program: str, request: dict[str, Any]) -> None:
+        """Run it with pipes; its stdin comes from the guest."""
+        from wnodes_core import command  # 10 ms that only such a command pays
+
+        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+        theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
+        ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
+        environ = {str(k): str(v) for k, v in request["environ"].items() if not str(k).startswith(_NOT_TAKEN)}
+        environ["PATH"] = command.PATH
+        argv = [program, *map(str, request["argv"][1:])]
+        try:
+            stdio = dict(zip(("stdin", "stdout", "stderr"), theirs, strict=True))
+            self._process = command.spawn(argv, environ=environ, cwd=str(request["cwd"]), **stdio)  # type: ignore[arg-type]
+        except BaseException:
+            for fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        self.pidfd = os.pidfd_open(self._process.pid)
+        for fd in ours:
+            os.set_blocking(fd, False)
+        sources = {1: pump.Source(ours[1]), 2: pump.Source(ours[2])}
+        self.flow = pump.Flow(self._link, self._stream, sources, {0: pump.Sink(ours[0], frames.STDIN_WINDOW)})
+        self._link.send(frames.credit(0, self._stream, frames.STDIN_WINDOW))
+
+    def on_frame(self, kind: int, sub: int, payload: Any) -> None:
+        """A frame of its stream."""
+        if kind == frames.CONTROL and self._process is not None:
+            self._kill(signal.SIGTERM)  # the shim in the guest was killed
+        elif self.flow is not None:
+            self.flow.on_frame(kind, sub, payload)
+
+    def _kill(self, number: int) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+    def step(self, ready: set[int]) -> bool:
+        """Whether it is over, all output sent."""
+        if self._over or self.flow is None:
+            return self._over
+        if self._process.poll() is None:
+            return False
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        for sub, source in self.flow.sources.items():
+            while source.open:
+                if self._link.busy or source.credit <= 0:
+                    return False
+                if self.flow.read(sub) < 0:
+                    source.close()
+        code = self._process.returncode
+        self._end({"signal": -code} if code < 0 else {"code": code})
+        return True
+
+    def _end(self, ending: dict[str, Any]) -> None:
+        self._over = True
+        self._link.send(frames.pack(frames.EXIT, 0, self._stream, json.dumps(ending).encode()))
+
+    def close(self) -> None:
+        """Let go; a process that still runs is ended, for nobody reads it any more."""
+        if self.flow is not None:
+            self.flow.close()
+        if self._process is not None:
+            self._kill(signal.SIGTERM)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def start_host_command(link: pump.Link, stream: int, payload: bytes, allowed: Mapping[str, str]) -> HostCommand:
+    """Run what the guest asks for if ``allowed`` (name -> absolute path) has it; else refuse."""
+    from wnodes_core.errors import CommandError
+
+    host = HostCommand(link, stream)
+    try:
+        request = json.loads(payload)
+        name = os.path.basename(str(request["argv"][0]))
+        if name not in allowed:
+            host.refuse(126, f"the host runs no {name[:80]!r} for this job")
+            return host
+        host.start(allowed[name], request)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        host.refuse(125, f"malformed request: {error}")
+    except (CommandError, OSError) as error:
+        host.refuse(127, str(error))
+    return host

@@ -1,0 +1,311 @@
+"""Pumps between file descriptors and frames, with credit. The same code on both sides.
+
+A ``Link`` is one end of the channel, a ``Source`` an fd that is read and sent as DATA, a
+``Sink`` an fd that DATA is written to, a ``Flow`` the sources and sinks of one stream. Runs in
+the guest too (see ``frames``).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from collections import deque
+
+from wnodes_core.guest import frames
+
+STAGE = frames.MAX_DATA
+_LATER = (BlockingIOError, InterruptedError)
+
+
+class LinkClosed(Exception):
+    """The other end of the link is gone."""
+
+
+class Link:
+    """A non-blocking fd that carries frames. At most one large frame waits in it."""
+
+    def __init__(self, fd: int, max_control: int) -> None:
+        self.fd = fd
+        self.parser = frames.Parser(max_control)
+        self._stage = memoryview(bytearray(frames.HEAD + STAGE))
+        self._waiting: deque[memoryview] = deque()
+        self._staged = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether the large buffer is taken: read no further source."""
+        return self._staged
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything waits to be written."""
+        return bool(self._waiting)
+
+    def send(self, frame: bytes) -> None:
+        """Send a small frame. Raises LinkClosed."""
+        self._waiting.append(memoryview(frame))
+        if len(self._waiting) == 1:
+            self.flush()
+
+    def send_from(self, fd: int, sub: int, stream: int, limit: int) -> int:
+        """Read once from ``fd`` and send it: bytes read, 0 at its end. Raises LinkClosed, OSError."""
+        count = os.readv(fd, [self._stage[frames.HEAD : frames.HEAD + min(limit, STAGE)]])
+        if count:
+            frames.HEADER.pack_into(self._stage, 0, frames.DATA, sub, 0, stream, count)
+            self._waiting.append(self._stage[: frames.HEAD + count])
+            self._staged = True
+            self.flush()
+        return count
+
+    def flush(self) -> None:
+        """Write what the other end takes. Raises LinkClosed."""
+        try:
+            while self._waiting:
+                view = self._waiting[0]
+                count = os.write(self.fd, view)
+                if count < len(view):
+                    self._waiting[0] = view[count:]
+                    continue
+                self._waiting.popleft()
+                if view.obj is self._stage.obj:
+                    self._staged = False
+        except _LATER:
+            return
+        except OSError as error:
+            raise LinkClosed(os.strerror(error.errno or 0)) from error
+
+    def read(self):  # type: ignore[no-untyped-def]  # a generator of frames
+        """Yield the frames that one read brings. Raises LinkClosed, ProtocolError."""
+        try:
+            count = os.readv(self.fd, [self.parser.space()])
+        except _LATER:
+            return
+        except OSError as error:
+            raise LinkClosed(os.strerror(error.errno or 0)) from error
+        if count == 0:
+            raise LinkClosed("end of file")
+        for frame in self.parser.received(count):
+            yield frame
+
+
+class Source:
+    """An fd whose bytes are sent while there is credit."""
+
+    def __init__(self, fd: int, credit: int = 0) -> None:
+        self.fd = fd
+        self.credit = credit
+        self.sent = 0
+        self.open = True
+
+    def close(self) -> None:
+        """Read no more."""
+        if self.open:
+            self.open = False
+            os.close(self.fd)
+
+
+class Sink:
+    """An fd that bytes are written to, in order; what it does not take at once waits, bounded by credit."""
+
+    def __init__(self, fd: int, window: int, *, whole: bool = True) -> None:
+        self.fd = fd
+        self.open = True
+        self.broken = False
+        self.written = 0
+        self._whole = whole  # False: the fd may block, so write little and only when poll says so
+        self._ending = False
+        self._backlog: deque[bytes] = deque()
+        self._window = window
+        self._owed = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes wait for the fd."""
+        return bool(self._backlog)
+
+    def write(self, data: memoryview) -> None:
+        """Write or keep; a reader that has gone is remembered in ``broken``."""
+        if not self.open:
+            self._owed += len(data)
+            return
+        if not self._backlog and self._whole:
+            data = data[self._put(data) :]
+        if len(data) and self.open:
+            self._backlog.append(bytes(data))
+
+    def _put(self, data: memoryview | bytes) -> int:
+        try:
+            count = os.write(self.fd, data if self._whole else data[:4096])
+        except _LATER:
+            return 0
+        except OSError:  # EPIPE; on a file also ENOSPC, EIO: the producer sees a closed pipe
+            self.broken = True
+            self._owed += len(data) + sum(map(len, self._backlog))
+            self._backlog.clear()
+            self.close()
+            return len(data)
+        self._owed += count
+        self.written += count
+        return count
+
+    def flush(self) -> None:
+        """Go on with what waits."""
+        while self._backlog:
+            data = self._backlog[0]
+            count = self._put(data)
+            if not self.open:
+                return
+            if count < len(data):
+                self._backlog[0] = data[count:]
+                return
+            self._backlog.popleft()
+            if not self._whole:
+                break
+        if self._ending and not self._backlog:
+            self.close()
+
+    def finish(self) -> None:
+        """End of file, once all is written."""
+        self._ending = True
+        if not self._backlog:
+            self.close()
+
+    def take_credit(self) -> int:
+        """Bytes to grant again, 0 while too few for a frame of their own."""
+        if self._owed * 4 < self._window and not self.broken:
+            return 0
+        owed, self._owed = self._owed, 0
+        return owed
+
+    def close(self) -> None:
+        """Write no more."""
+        if self.open:
+            self.open = False
+            os.close(self.fd)
+
+
+class Flow:
+    """The sources and sinks of one stream."""
+
+    def __init__(self, link: Link, stream: int, sources: dict[int, Source], sinks: dict[int, Sink]) -> None:
+        self.link = link
+        self.stream = stream
+        self.sources = sources
+        self.sinks = sinks
+        self._told: set[int] = set()
+
+    def on_frame(self, kind: int, sub: int, payload: memoryview) -> None:
+        """Take a DATA, EOF, CREDIT or SHUT frame; others are not for us."""
+        if kind == frames.DATA and sub in self.sinks:
+            self.sinks[sub].write(payload)
+            self.after_write(sub)
+        elif kind == frames.EOF and sub in self.sinks:
+            self.sinks[sub].finish()
+        elif kind == frames.CREDIT and sub in self.sources:
+            self.sources[sub].credit += frames.amount_of(bytes(payload))
+        elif kind == frames.SHUT and sub in self.sources:
+            self.sources[sub].close()
+
+    def after_write(self, sub: int) -> None:
+        """Grant what was consumed; tell once that the consumer is gone."""
+        sink = self.sinks[sub]
+        amount = sink.take_credit()
+        if amount:
+            self.link.send(frames.credit(sub, self.stream, amount))
+        if sink.broken and sub not in self._told:
+            self._told.add(sub)
+            self.link.send(frames.pack(frames.SHUT, sub, self.stream))
+
+    def read(self, sub: int) -> int:
+        """Send from one source; -1 when it has nothing now, 0 at its end (EOF is sent)."""
+        source = self.sources[sub]
+        try:
+            count = self.link.send_from(source.fd, sub, self.stream, source.credit)
+        except _LATER:
+            return -1
+        except OSError:  # EIO: the last process of a terminal has gone
+            count = 0
+        source.credit -= count
+        source.sent += count
+        if count == 0:
+            source.close()
+            self.link.send(frames.pack(frames.EOF, sub, self.stream))
+        return count
+
+    def close(self) -> None:
+        """Let go of every fd."""
+        for end in list(self.sources.values()) + list(self.sinks.values()):
+            end.close()
+
+
+class Poller:
+    """Waits for a link, flows and extra fds; serves what is ready, fairly."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._masks: dict[int, int] = {}
+        self._turn = 0
+
+    def wait(self, link: Link, flows: list[Flow], extra: list[int], timeout_s: float) -> set[int]:
+        """One turn: flush sinks, read sources. Returns the extra fds and the link's fd if readable.
+
+        Raises LinkClosed.
+        """
+        wanted = {fd: select.POLLIN for fd in extra}
+        wanted[link.fd] = select.POLLIN | (select.POLLOUT if link.pending else 0)
+        owners = {}
+        for flow in flows:
+            for sub, source in flow.sources.items():
+                if source.open and source.credit > 0 and not link.busy:
+                    wanted[source.fd] = select.POLLIN
+                    owners[source.fd] = (flow, sub, True)
+            for sub, sink in flow.sinks.items():
+                if sink.open and sink.pending:
+                    wanted[sink.fd] = select.POLLOUT
+                    owners[sink.fd] = (flow, sub, False)
+        self._register(wanted)
+        ready = dict(self._poll.poll(max(0, int(timeout_s * 1000 + 0.999))))
+        if link.pending and ready.get(link.fd, 0) & ~select.POLLIN:
+            link.flush()
+        self._turn += 1
+        order = [fd for fd in owners if fd in ready]
+        turn = self._turn % max(1, len(order))
+        for fd in order[turn:] + order[:turn]:
+            self._serve(link, owners[fd])
+        return {fd for fd in [link.fd] + extra if ready.get(fd, 0) & ~select.POLLOUT}
+
+    def _serve(self, link: Link, owner: tuple[Flow, int, bool]) -> None:
+        flow, sub, reads = owner
+        if not reads:
+            flow.sinks[sub].flush()
+            flow.after_write(sub)
+        elif not link.busy and flow.sources[sub].open:
+            flow.read(sub)
+
+    def _register(self, wanted: dict[int, int]) -> None:
+        for fd in [fd for fd in self._masks if fd not in wanted]:
+            self._poll.unregister(fd)
+            del self._masks[fd]
+        for fd, mask in wanted.items():
+            if self._masks.get(fd) != mask:
+                self._poll.register(fd, mask)
+                self._masks[fd] = mask
+
+
+def private(fd: int, *, writing: bool) -> tuple[int, bool]:
+    """An fd of ours for the same file that we may treat as non-blocking: (fd, whether so).
+
+    Pipes and terminals are opened anew, because O_NONBLOCK would hit every process that
+    shares the open file. Plain files keep their shared offset, and never block for long.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return os.dup(fd), True
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        flags = (os.O_WRONLY if writing else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+        try:
+            return os.open("/proc/self/fd/%d" % fd, flags), True
+        except OSError:
+            pass
+    return os.dup(fd), False
