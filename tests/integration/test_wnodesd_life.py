@@ -206,6 +206,24 @@ def test_cached_images_are_advertised_at_start(node):
     until((node.folder / "live.n0,seen-n0,tcg,known").exists, "advertised")
 
 
+def test_a_failed_boot_is_requeued_once_and_then_held(node):
+    node.start()
+    told = []
+    for _ in range(2):
+        lease = node.prepare()
+        step = node.step()
+        step.launch(how="fail")
+        told.append(step.expect("verdict")["verdict"]["verdict"])
+        until(lambda lease=lease: node.state_of(lease) == "over", "the lease is undone")
+        step.launch()  # a later task of the same run hears the same
+        assert step.next()["reply"]["error"] == told[-1]["error"]
+        node.finish()
+        node.kill()  # the memory survives this
+        node.start()
+    assert [each["verdict"] for each in told] == ["requeue", "hold"]
+    assert [each["error"]["kind"] for each in told] == ["BootTimeout", "WnodesError"]
+
+
 def test_release_by_root_ends_the_lease(node):
     node.start()
     lease = node.prepare()

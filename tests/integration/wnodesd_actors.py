@@ -72,6 +72,11 @@ def keeper(path, grant, how):
         started = int(stat.read().rpartition(")")[2].split()[19])
     write(grant, "made", child.pid, started)
     say(role="keeper", hold=reply, child=child.pid)
+    if how == "fail":
+        error = {"kind": "BootTimeout", "message": "the guest never answered", "hint": ""}
+        say(role="keeper", verdict=line.ask(event="state", state="failed", error=error))
+        child.kill()
+        os._exit(1)
     state = {"event": "state", "state": "running", "trace": [["boot", 1.5], ["x" * 90, 2.0]]}
     with suppress(BrokenPipeError):  # the daemon was killed meanwhile, which read() finds next
         line.sock.sendall(json.dumps(state).encode() + b"\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ class Verdicts:
     def __init__(self, path: str | Path, clock: Callable[[], float] = time.time) -> None:
         self._path = Path(path)
         self._clock = clock
+        self._lock = threading.Lock()
         self._seen: dict[str, tuple[str, float]] = self._read()
 
     def _read(self) -> dict[str, tuple[str, float]]:
@@ -35,6 +37,10 @@ class Verdicts:
         """
         if error.verdict is not Verdict.REQUEUE:
             return error
+        with self._lock:
+            return self._bound(error, job_key, lease_id)
+
+    def _bound(self, error: WnodesError, job_key: str, lease_id: str) -> WnodesError:
         now = self._clock()
         self._seen = {k: v for k, v in self._seen.items() if now - v[1] < REMEMBER_S}
         earlier = self._seen.get(job_key)
