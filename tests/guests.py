@@ -35,7 +35,8 @@ class Guest:
         self.folder = Path(tempfile.mkdtemp(prefix="wnodes-guest-"))
         self.folder.chmod(0o755)
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
         overlay = str(self.folder / "overlay")
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", "-b", image.path, "-F", image.format, overlay], check=True
@@ -94,6 +95,18 @@ class Guest:
         self.process.wait()
         with suppress(AttributeError):
             self.loop.call_soon_threadsafe(self.channel.close)
+        self.wait(_settle(), 5)
         self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(5)
+        self.loop.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.close()
+
+
+async def _settle() -> None:
+    """Let closed transports finish, so that nothing warns of them later."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.sleep(0)

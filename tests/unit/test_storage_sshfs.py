@@ -176,7 +176,7 @@ def test_guest_with_sshfs_gets_no_bundle() -> None:
     assert "files" not in step
     assert step["argv"][4:] == [
         "org.wnodes.mount.0", "/c", "sshfs", "sshfs", ":/a b", "/c", "-o",
-        "passive,allow_other,idmap=none,hard_remove,dcache_timeout=1,ro",
+        "passive,allow_other,idmap=none,dcache_timeout=1,ro",
     ]  # fmt: skip
 
 

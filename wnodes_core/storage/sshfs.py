@@ -40,9 +40,9 @@ _NEEDS = tuple(
 # Figures behind the choice: docs/images.md. Names and attributes are believed for a second by
 # the guest's kernel and for another by sshfs, so what the host writes is seen within two.
 # allow_other: root mounts, the job's user reads. No default_permissions: the server *is* the
-# user, so the host's own answer counts, ACLs included. hard_remove: an open file that is
-# removed leaves no .fuse_hidden name behind in the user's folder.
-_OPTIONS = ("passive", "allow_other", "idmap=none", "hard_remove", "dcache_timeout=1")
+# user, so the host's own answer counts, ACLs included. A file that is removed while open is a
+# .fuse_hidden name until it is closed (libfuse 3 has no option against it).
+_OPTIONS = ("passive", "allow_other", "idmap=none", "dcache_timeout=1")
 
 _MOUNT_TIMEOUT_S = 60.0
 
