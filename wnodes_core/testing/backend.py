@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from wnodes_core.api import Channel, Disk, Process, Vm, errors
+from wnodes_core.api import Boot, Channel, Disk, Process, Vm, errors
 from wnodes_core.tools import alive, kill, open_pidfd, spawn
 
 _PIPE = -1  # subprocess.PIPE
@@ -195,7 +195,8 @@ def _vm_from(text: str) -> Vm:
     data = json.loads(text)
     channels = tuple(Channel(**channel) for channel in data["channels"])
     disks = tuple(Disk(**disk) for disk in data["disks"])
-    return Vm(**{**data, "channels": channels, "disks": disks, "cpuset": tuple(data["cpuset"])})
+    boot = Boot(**data["boot"]) if data["boot"] else None
+    return Vm(**{**data, "boot": boot, "channels": channels, "disks": disks, "cpuset": tuple(data["cpuset"])})
 
 
 def starter(backend: str, vm: Vm) -> int:
