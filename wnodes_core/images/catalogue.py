@@ -275,12 +275,12 @@ def resolve(entries: Iterable[Entry], ref: ImageRef, user: User) -> Entry:
         )
     if not found:
         raise UnknownImage(f"image '{ref}': {_unknown(ref, named, entries, user)}")
-    return found[0] if len({e.disk.digest for e in found}) == 1 else _one_of(found, ref)
+    return _one_of(found, ref)
 
 
 def _one_of(found: list[Entry], ref: ImageRef) -> Entry:
-    latest = [e for e in found if e.tag == "latest"]
-    if len(latest) == 1 and len({e.name for e in found}) == 1:
+    latest = [e for e in found if e.tag == "latest"] or found
+    if len({e.disk.digest for e in found}) == 1 or (len(latest) == 1 and len({e.name for e in found}) == 1):
         return latest[0]
     raise AmbiguousImage(
         f"image '{ref}': {len(found)} images answer to that name", hint=f"say one of {', '.join(map(str, found))}"

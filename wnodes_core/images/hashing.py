@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
+_WINDOW = 8 << 20
 
 
 def digest_of(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> str:
@@ -29,13 +32,17 @@ class Follower:
     """Hashes a file behind the back of whoever writes it, in a thread of its own.
 
     ``announce(n)`` says that the first n bytes are there; a smaller n than before says that the
-    writer started over. Reading the page cache beside the network costs next to nothing, and a
-    source from a plug-in needs not know.
+    writer will start over, and must be said before the file is cut. A source from a plug-in
+    needs not know that its file is hashed while it writes.
+
+    The file is read through a map of the page cache: a copy by ``pread`` costs as much as the
+    hash itself. A map of bytes that were cut away would be deadly, hence ``_window``.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._changed = threading.Condition()
+        self._window = threading.Lock()
         self._there = 0
         self._restart = False
         self._last = False
@@ -44,11 +51,15 @@ class Follower:
         self._thread.start()
 
     def announce(self, there: int) -> None:
-        """Say how much of the file is written."""
+        """Say how much of the file is written; returns once no more than that is read."""
         with self._changed:
-            self._restart |= there < self._there
+            less = there < self._there
+            self._restart |= less
             self._there = there
             self._changed.notify()
+        if less:
+            with self._window:
+                pass
 
     def finish(self) -> str:
         """The digest of the whole file, now that it is complete. '' if it could not be read."""
@@ -65,21 +76,17 @@ class Follower:
 
     def _run(self) -> None:
         hasher, done, fd = hashlib.sha256(), 0, -1
-        buffer = memoryview(bytearray(_CHUNK))
         try:
             while not self._finished(done):
-                if self._starts_over():
-                    hasher, done = hashlib.sha256(), 0
                 if fd < 0:
                     fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                count = os.preadv(fd, [buffer[: self._there - done]], done) if self._there > done else 0
-                if count == 0 and self._cut_short():
-                    return
-                hasher.update(buffer[:count])
-                done += count
+                with self._window:
+                    if self._starts_over():
+                        hasher, done = hashlib.sha256(), 0
+                    done += _hash_window(hasher, fd, done, self._there)
             self._result = f"sha256:{hasher.hexdigest()}"
-        except OSError:
-            return  # no result: the caller reads the file itself and meets the same error
+        except (OSError, ValueError):  # ValueError: shorter than announced, says mmap
+            return  # no result: the caller reads the file itself
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -95,9 +102,18 @@ class Follower:
             restart, self._restart = self._restart, False
             return restart
 
-    def _cut_short(self) -> bool:
-        """Nothing to read where something was announced: True when no more will come."""
-        with self._changed:
-            if not self._last and not self._restart:
-                self._changed.wait(0.1)
-            return self._last and not self._restart
+
+def _hash_window(hasher: Any, fd: int, start: int, end: int) -> int:
+    """Hash from ``start`` on, at most a window and not beyond ``end``; how many bytes."""
+    base = start - start % mmap.ALLOCATIONGRANULARITY
+    length = min(end - base, _WINDOW)
+    if base + length <= start:
+        return 0
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    with (
+        mmap.mmap(fd, length, flags, mmap.PROT_READ, offset=base) as window,
+        memoryview(window) as view,
+        view[start - base :] as part,
+    ):
+        hasher.update(part)
+    return base + length - start

@@ -82,9 +82,7 @@ def node_store(settings: Settings, hook: Any = None, *, site: str = SITE_CATALOG
     return Store(settings.images.folder, hook, extra=(site,))
 
 
-def open_stores(
-    settings: Settings, hook: Any = None, *, site: str = SITE_CATALOGUE, node: str = NODE_FOLDER
-) -> Stores:
+def open_stores(settings: Settings, hook: Any = None, *, site: str = SITE_CATALOGUE, node: str = NODE_FOLDER) -> Stores:
     """The stores for whoever we run as: root writes the node's, anybody else their own.
 
     An ordinary user's settings name the own store; the node's is looked for in ``node``.

@@ -88,6 +88,7 @@ def fetch(url: str, into: Path, deadline: float, progress: Progress) -> None:
             except _Again as error:
                 fruitless = 0 if _size(into) > before else fruitless + 1
                 if isinstance(error, _StartOver):
+                    progress(0, 0)  # before the cut: whoever reads along must know first
                     os.truncate(into, 0)
                 pause = BACKOFF_S * 2**fruitless * random.uniform(0.5, 1)
                 if fruitless >= TRIES or time.monotonic() + pause > deadline:
@@ -183,7 +184,7 @@ def _once(url: str, into: Path, deadline: float, progress: Progress) -> None:
         return
     with _open(url, have, seen, deadline) as response:
         start, total = _where(response, have, seen)
-        progress(start, total)  # before the cut: a follower must know first
+        progress(start, total)  # before the cut, as above
         fd = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, start)
