@@ -67,7 +67,7 @@ def sweep() -> list[Exception]:
     """
     errors: list[Exception] = []
     for folder in leases_root().iterdir():
-        if not _alive(folder):
+        if not folder.name.startswith(".") and not _alive(folder):
             errors += undo(folder)
     return errors
 

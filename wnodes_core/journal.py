@@ -56,14 +56,14 @@ class Journal:
             os.write(self._fd, b"\n" + json.dumps(line).encode())
             os.fdatasync(self._fd)
 
-    def making(self, kind: str, name: str, **data: Any) -> Resource:
+    def making(self, kind: str, name: str, /, **data: Any) -> Resource:
         """Record the intent; call it before the effect. Raises StateDirFull."""
         resource = Resource(kind, name, data)
         self._append("making", resource)
         self._open[kind, name] = resource
         return resource
 
-    def made(self, resource: Resource, **data: Any) -> Resource:
+    def made(self, resource: Resource, /, **data: Any) -> Resource:
         """Record that it exists, with facts that only now are known (a pid, a device)."""
         resource = Resource(resource.kind, resource.name, {**resource.data, **data})
         self._append("made", resource)
@@ -76,7 +76,7 @@ class Journal:
         self._open.pop((resource.kind, resource.name), None)
 
     @contextmanager
-    def making_it(self, kind: str, name: str, **data: Any) -> Iterator[dict[str, Any]]:
+    def making_it(self, kind: str, name: str, /, **data: Any) -> Iterator[dict[str, Any]]:
         """Intent, then the body's effect, then ``made`` with what the body put into the dict."""
         resource = self.making(kind, name, **data)
         facts: dict[str, Any] = {}

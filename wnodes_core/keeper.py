@@ -54,13 +54,10 @@ class Keeper:
         self.state = "starting"
         self.reason = ""
         self._end = asyncio.Event()
-        self.relay = Relay(
-            f"{plan.folder}/keeper.sock",
-            on_idle=self._launchers_gone,
-            on_pause=self._pause,
-            on_trace=self.trace.add,
-            host_commands=plan.host_commands,
-        )
+        self.relay = Relay(f"{plan.folder}/keeper.sock")
+        self.relay.on_last_closed = self._launchers_gone
+        self.relay.on_pause = self._pause
+        self.relay.on_phase = self._phase
         self.journal = Journal(f"{plan.folder}/journal")
         self.lifecycle = Lifecycle(plan, self.journal, hook, self.trace, self.relay.announce)
 
@@ -75,9 +72,11 @@ class Keeper:
             if running:
                 await self._serve(running)
         except WnodesError as error:
-            self._tell("failed", error)
-            await self.relay.fail(error)
-            await self._launchers_read_it()
+            self._fail(error)
+        except Exception as error:
+            log.exception("bug")
+            self._fail(WnodesError(f"bug in the keeper: {type(error).__name__}: {error}"))
+            raise
         finally:
             await self._tear_down()
 
@@ -93,16 +92,16 @@ class Keeper:
         return None
 
     async def _serve(self, running: Running) -> None:
-        await self.relay.ready(running.channel)
+        self.relay.ready(running.channel)
         self._tell("running")
         watched = [
             asyncio.ensure_future(self._end.wait()),
             asyncio.ensure_future(self.lifecycle.ended()),
-            asyncio.ensure_future(running.channel.lost()),
+            running.channel.lost,
         ]
         bounded = asyncio.ensure_future(self._bound_console())
         await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*watched, bounded):
+        for task in (*watched[:2], bounded):
             task.cancel()
         if self._end.is_set():
             return
@@ -124,9 +123,14 @@ class Keeper:
         if self.holding is None:
             self.end("the last launcher has gone")
 
-    async def _launchers_read_it(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.relay.drained(), 5)
+    def _fail(self, error: WnodesError) -> None:
+        self._tell("failed", error)
+        self.relay.fail(error)
+
+    def _phase(self, name: str, seconds: float) -> None:
+        """A phase that only the relay sees: the first command's first instruction, its run."""
+        self.trace.add(name, seconds)
+        self._tell(self.state)
 
     async def _pause(self, paused: bool) -> None:
         await asyncio.to_thread(self.hook.wnodes_vm_pause, vm=self.plan.vm(()), paused=paused)

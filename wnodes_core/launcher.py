@@ -10,14 +10,16 @@ Imports stay few, because every task of every VM job pays for them.
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
+import shutil
 import sys
 from typing import Any, NoReturn
 
 from wnodes_core.agent.client import call
-from wnodes_core.command import clean_environment
+from wnodes_core.command import PATH, clean_environment
 from wnodes_core.errors import HostBusy, WnodesError
 from wnodes_core.guest import client
 from wnodes_core.guest.client import Command
@@ -29,21 +31,36 @@ LAUNCH_TIMEOUT_S = 3600.0
 
 def main(lrms: str, daemon: str = DAEMON) -> NoReturn:
     """Run this process's own task in the job's VM; never returns."""
+    closed = client.reserve_stdio()
     try:
         task = importlib.import_module(f"wnodes_{lrms}.task").read_task(tuple(sys.argv), dict(os.environ))
-        folder, keeper = _lease(lrms, daemon)
-        command = command_of(task.argv, task.environ, carried=task.carried)
-        end = client.run(
-            f"{folder}/keeper.sock",
-            command,
-            keeper=keeper,
-            host_commands=task.host_commands,
-            leader_signals=task.leader_signals,
+        folder = _lease(lrms, daemon, task.host_commands)
+        command = command_of(
+            task.argv,
+            task.environ,
+            carried=task.carried,
+            leader_only=task.leader_signals,
             on_tstp="pause",
+            host_commands=_where(task.host_commands),
         )
+        end = client.run(f"{folder}/keeper.sock", command, closed=closed, progress=client.show_progress)
     except WnodesError as error:
         refuse(error)
+    finish(command, end)
+
+
+def finish(command: Command, end: client.Exit) -> NoReturn:
+    """End as the command ended; say why if it never started."""
+    if end.error:
+        print(f"wnodes: {command.argv[0]}: {end.error}", file=sys.stderr, flush=True)
     client.die_like(end)
+    raise AssertionError("die_like returned")
+
+
+def _where(names: tuple[str, ...]) -> dict[str, str]:
+    """Where the host has these programs, searched on a fixed path and not on the user's."""
+    found = ((name, shutil.which(name, path=PATH)) for name in names)
+    return {name: path for name, path in found if path}
 
 
 def refuse(error: WnodesError) -> NoReturn:
@@ -52,18 +69,17 @@ def refuse(error: WnodesError) -> NoReturn:
     os._exit(REFUSED)
 
 
-def _lease(lrms: str, daemon: str) -> tuple[str, int]:
-    """The lease's folder and, if we were elected to start it, the keeper's pid (else 0)."""
-    grant = call({"op": "launch", "lrms": lrms}, on_progress=_progress, timeout_s=LAUNCH_TIMEOUT_S, path=daemon)
+def _lease(lrms: str, daemon: str, host_commands: tuple[str, ...]) -> str:
+    """The lease's folder; if we were elected to, the keeper has been started there."""
+    question = {"op": "launch", "lrms": lrms}
+    grant = call(question, on_progress=client.show_progress, timeout_s=LAUNCH_TIMEOUT_S, path=daemon)
     folder = str(grant["folder"])
     if grant["role"] == "join":
-        return folder, 0
-    given = {"plan": grant["plan"], "token": grant["token"], "daemon": daemon, "disabled": grant.get("disabled", [])}
-    return folder, start_keeper(given, leave_family=grant["home"] == "job")
-
-
-def _progress(text: str) -> None:
-    print(f"wnodes: {text}", file=sys.stderr, flush=True)
+        return folder
+    plan = {**grant["plan"], "host_commands": host_commands}
+    given = {"plan": plan, "token": grant["token"], "daemon": daemon, "disabled": grant.get("disabled", [])}
+    start_keeper(given, leave_family=grant["home"] == "job")
+    return folder
 
 
 def start_keeper(given: dict[str, Any], *, leave_family: bool) -> int:
@@ -109,7 +125,7 @@ def _become_keeper(receive: int, send: int, leave_family: bool) -> NoReturn:
         os._exit(REFUSED)
 
 
-def command_of(argv: tuple[str, ...], environ: dict[str, str], *, carried: tuple[str, ...] = ()) -> Command:
+def command_of(argv: tuple[str, ...], environ: dict[str, str], *, carried: tuple[str, ...] = (), **how: Any) -> Command:
     """What to run in the guest: ``argv`` as this very process would have run it."""
     umask = os.umask(0o022)
     os.umask(umask)
@@ -122,7 +138,7 @@ def command_of(argv: tuple[str, ...], environ: dict[str, str], *, carried: tuple
         gid=os.getgid(),
         groups=os.getgroups(),
         files=[_carry(path) for path in carried],
-        tty=os.isatty(0) and os.isatty(1),
+        **{"tty": os.isatty(0) and os.isatty(1), **how},
     )
 
 
@@ -136,5 +152,5 @@ def _cwd() -> str:
 def _carry(path: str) -> dict[str, Any]:
     """A file that the guest cannot see (the LRMS's spool) and the command needs at its own path."""
     with open(path, "rb") as file:
-        content = file.read()
-    return {"path": path, "mode": 0o700, "content": content}
+        content = base64.b64encode(file.read()).decode()
+    return {"path": path, "mode": 0o700, "content": content, "uid": os.getuid(), "gid": os.getgid()}

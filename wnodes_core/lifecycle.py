@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wnodes_core import processes
-from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, NoProvider, WnodesError
+from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, NoProvider, TransientError, WnodesError
 from wnodes_core.files import read_tail
+from wnodes_core.guest import bundle
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
 from wnodes_core.model import Disk, Mount, Process, Trace, Vm
@@ -32,7 +33,6 @@ class Running:
     vm: Vm
     process: Process
     channel: GuestChannel
-    facts: dict[str, Any]
 
 
 class Lifecycle:
@@ -58,12 +58,12 @@ class Lifecycle:
             self.process = await asyncio.to_thread(self._start_vm, vm)
         self.announce(f"booting {self.plan.image.name} ({vm.cpus} cpus, {vm.memory_mib} MiB, {vm.accel})")
         with self._timed("boot"):
-            channel = await self._while_alive(GuestChannel.connect(self.plan.agent_socket, self.plan.boot_timeout_s))
+            channel = await self._while_alive(self._connect())
         with self._timed("agent"):
-            facts = await self._while_alive(self._set_up(channel))
+            await self._while_alive(self._set_up(channel))
         with self._timed("mount"):
-            await self._while_alive(self._mount_all(channel, facts))
-        return Running(vm, self.process, channel, facts)
+            await self._while_alive(self._mount_all(channel))
+        return Running(vm, self.process, channel)
 
     def stop(self) -> list[Exception]:
         """Undo all that is open in the journal; goes on after failures and returns them."""
@@ -81,33 +81,40 @@ class Lifecycle:
             facts.update(pid=process.pid, started=process.started)
         return process
 
-    async def _set_up(self, channel: GuestChannel) -> dict[str, Any]:
+    async def _connect(self) -> GuestChannel:
+        return await GuestChannel.connect(self.plan.agent_socket, timeout_s=self.plan.boot_timeout_s)
+
+    async def _set_up(self, channel: GuestChannel) -> None:
         user = self.plan.user
-        facts = await channel.hello()
+        commands = list(self.plan.host_commands)
         await channel.request(
             "setup",
             host_name=self.plan.host_name,
             clock=time.time(),
             user={"name": user.name, "uid": user.uid, "gid": user.gid, "home": user.home},
-            groups=dict(user.groups),
-            commands=list(self.plan.host_commands),
+            groups=[{"name": name, "gid": gid} for name, gid in user.groups.items()],
+            shim=bundle.read("guest_shim.py") if commands else "",
+            commands=commands,
         )
-        return facts
 
-    async def _mount_all(self, channel: GuestChannel, facts: dict[str, Any]) -> None:
+    async def _mount_all(self, channel: GuestChannel) -> None:
         for index, mount in enumerate(self.plan.mounts):
-            await self._mount(channel, index, mount, facts)
+            await self._mount(channel, index, mount)
 
-    async def _mount(self, channel: GuestChannel, index: int, mount: Mount, facts: dict[str, Any]) -> None:
-        port = MOUNT_PORT.format(index)
+    async def _mount(self, channel: GuestChannel, index: int, mount: Mount) -> None:
         socket_path = self.plan.mount_socket(index)
+        guest = {**channel.facts, "port": MOUNT_PORT.format(index)}
         with self.journal.making_it("attachment", mount.target, socket=socket_path) as made:
-            attachment = self.hook.wnodes_mount_attach(mount=mount, socket_path=socket_path, guest={**facts, "port": port})
+            attachment = self.hook.wnodes_mount_attach(mount=mount, socket_path=socket_path, guest=guest)
             if attachment is None:
                 raise NoProvider(f"mount {mount}: no storage plug-in can serve it to this guest")
-            made.update(attachment=attachment)
+            made["attachment"] = {key: value for key, value in attachment.items() if key != "guest"}
+        if attachment.get("notice"):
+            self.announce(attachment["notice"])
         for step in attachment["guest"]:
-            await channel.request(step.pop("verb"), **step)
+            done = await channel.run(**step)
+            if done.code:
+                raise TransientError(f"mount {mount}: {done.stderr.decode(errors='replace').strip()[-500:]}")
 
     async def _while_alive(self, wanted: Any) -> Any:
         """Await something of the guest, but notice at once if the VM ends meanwhile."""

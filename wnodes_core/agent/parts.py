@@ -44,7 +44,7 @@ class Hooks:
 
 def default_parts(config: str | None) -> Parts:
     """What ``wnodesd`` runs with. Raises SettingsError."""
-    site = settings.load(config)
+    site = settings.load(config, trusted=True)
     hooks = Hooks(tuple(site.plugins.disabled))
 
     def environ(lrms: str) -> dict[str, str]:
@@ -59,7 +59,7 @@ def default_parts(config: str | None) -> Parts:
         make_plan=plan.make,
         probe=lambda: probe(site.accel, site.state_dir, tuple(site.plugins.disabled)),
         person=User.of,
-        reload=lambda: settings.load(config),
+        reload=lambda: settings.load(config, trusted=True),
         environ=environ,
     )
 
