@@ -124,10 +124,10 @@ class Node:
         return [str(p) for place in places for p in (self.folder / place).glob("*")]
 
     def close(self) -> None:
-        for step in self.steps:
-            step.close()
         if self.daemon and self.daemon.poll() is None:
             self.kill()
+        for step in self.steps:
+            step.close()
         print(self.log.read_text())  # pytest shows it with a failure
         shutil.rmtree(self.folder)
 
