@@ -19,7 +19,7 @@ COMMAND_TIMEOUT_S = 5.0
 LRMS_ENVIRONMENT = ("SLURM_CONF", "LSF_ENVDIR", "CONDOR_CONFIG")
 
 
-def dispatch(lrms: str, phase: str, argv: tuple[str, ...], environ: dict[str, str]) -> int:
+def dispatch(lrms: str, phase: str, argv: tuple[str, ...], environ: dict[str, str], socket: str) -> int:
     """Answer one hook call; returns the exit code for the LRMS."""
     hook = Plugins(lrms=lrms, builtins=(), scan=False).hook
     native = NativeCall(Phase(phase), argv, environ)
@@ -29,13 +29,13 @@ def dispatch(lrms: str, phase: str, argv: tuple[str, ...], environ: dict[str, st
         if found is None:
             return 0
         request, job = found
-        _ask_daemon(lrms, native.phase, request, job)
+        _ask_daemon(socket, lrms, native.phase, request, job)
     except WnodesError as caught:
         error = caught
     return _carry_out(hook.wnodes_lrms_reply(call=native, error=error, job=job))
 
 
-def _ask_daemon(lrms: str, phase: Phase, request: VmRequest, job: Job | None) -> None:
+def _ask_daemon(socket: str, lrms: str, phase: Phase, request: VmRequest, job: Job | None) -> None:
     question: dict[str, Any] = {"op": phase.value, "lrms": lrms}
     if phase is Phase.PREPARE and job is not None:
         question |= {"request": request.to_dict(), "job": job.to_dict()}
@@ -45,7 +45,7 @@ def _ask_daemon(lrms: str, phase: Phase, request: VmRequest, job: Job | None) ->
         question = {"op": "status"}
     else:
         return
-    ask(question, timeout_s=HOOK_TIMEOUT_S)
+    ask(question, timeout_s=HOOK_TIMEOUT_S, path=socket)
 
 
 def _carry_out(reply: NativeReply) -> int:

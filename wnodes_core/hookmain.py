@@ -11,21 +11,25 @@ import sys
 from typing import NoReturn
 
 
-def main(lrms: str, phase: str) -> NoReturn:
-    """Answer one hook call of the LRMS and exit as it expects."""
+BUG = 70  # sysexits.h: EX_SOFTWARE; each hook script knows what its LRMS must hear instead
+
+
+def main(lrms: str, phase: str, run_dir: str = "/run/wnodes") -> NoReturn:
+    """Answer one hook call of the LRMS and exit as it expects, or with 70 for a bug of ours.
+
+    ``run_dir`` is where wnodesd has its socket.
+    """
     os.umask(0o077)
     os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     try:
         from wnodes_core.dispatch import dispatch
 
-        code = dispatch(lrms, phase, tuple(sys.argv), dict(os.environ))
+        code = dispatch(lrms, phase, tuple(sys.argv), dict(os.environ), f"{run_dir}/wnodesd.sock")
     except BaseException:  # noqa: BLE001 - the outermost net of a root hook: log, keep the host
         import syslog
         import traceback
 
         syslog.syslog(syslog.LOG_ERR, f"wnodes {lrms} {phase}: {traceback.format_exc()[-3000:]}")
-        # Slurm drains a node whose Prolog or Epilog fails. The job itself still cannot run on the
-        # host: without our marker the SPANK plug-in refuses its tasks.
-        code = 0
+        code = BUG
     sys.stdout.flush()
     os._exit(code)

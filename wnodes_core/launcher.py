@@ -25,16 +25,15 @@ from wnodes_core.guest import client
 from wnodes_core.guest.client import Command
 
 REFUSED = 125
-DAEMON = "/run/wnodes/wnodesd.sock"
 LAUNCH_TIMEOUT_S = 3600.0
 
 
-def main(lrms: str, daemon: str = DAEMON) -> NoReturn:
-    """Run this process's own task in the job's VM; never returns."""
+def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
+    """Run this process's own task in the job's VM; never returns. wnodesd listens in ``run_dir``."""
     closed = client.reserve_stdio()
     try:
         task = importlib.import_module(f"wnodes_{lrms}.task").read_task(tuple(sys.argv), dict(os.environ))
-        folder = _lease(lrms, daemon, task.host_commands)
+        folder = _lease(lrms, f"{run_dir}/wnodesd.sock", task.host_commands)
         command = command_of(
             task.argv,
             task.environ,
