@@ -33,6 +33,7 @@ AGENT_PORT = "org.wnodes.agent.0"
 _MODULE = "wnodes_core.backends.fake"
 _NOBODY = 65534
 _CUT_AFTER = 64 << 10
+_children: dict[int, Any] = {}  # by pid: what this process started and will reap
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
@@ -64,6 +65,7 @@ def wnodes_vm_start(vm: Vm) -> Process:
         os.close(ready_child)
     with os.fdopen(ready, "rb") as pipe:
         process = read(child.pid) if pipe.read() else None
+    _children[child.pid] = child
     if process is None:
         raise errors.TransientError(f"VM {vm.name}: the fake QEMU ended as it started (exit code {child.wait(10)})")
     return process
@@ -86,8 +88,8 @@ def wnodes_vm_stop(vm: Vm) -> bool:
     for process in _find(vm.name):
         for each in reversed(_family(process)):
             gone = kill(each) and gone
-        with suppress(ChildProcessError):
-            os.waitpid(process.pid, os.WNOHANG)
+    for pid in [pid for pid, child in _children.items() if child.poll() is not None]:
+        del _children[pid]
     return gone
 
 
@@ -143,14 +145,16 @@ class _Qemu:
         while True:
             waiting = [listener for name, listener in self.listeners.items() if name not in self.hosts]
             for ready in select.select([*waiting, *self.hosts.values(), self.guest], [], [])[0]:
-                if ready is self.guest:
-                    if not self._from_guest():
-                        return
-                elif ready in waiting:
-                    name = next(n for n, listener in self.listeners.items() if listener is ready)
-                    self.hosts[name] = ready.accept()[0]
-                else:
+                if ready is self.guest and not self._from_guest():
+                    return
+                if ready in waiting:
+                    self._accept(ready)
+                elif ready is not self.guest:
                     self._from_host(ready)
+
+    def _accept(self, listener: socket.socket) -> None:
+        name = next(n for n, each in self.listeners.items() if each is listener)
+        self.hosts[name] = listener.accept()[0]
 
     def _from_guest(self) -> bool:
         data = self.guest.recv(65536)
@@ -178,9 +182,11 @@ class _Qemu:
             self.guest.sendall(data)
 
 
-def _guest(port: socket.socket, console: str, fault: str) -> None:
+def _guest(port: socket.socket, parent: int, fault: str) -> None:
     """Be the guest: the bootstrap on ``port``. Never returns."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked to die with it
+        os._exit(1)
     source = (Path(__file__).parents[1] / "guest/guest_bootstrap").read_text()
     if os.getuid() == 0:
         os.setgroups([])
@@ -214,17 +220,19 @@ def main(argv: list[str]) -> int:
     os.dup2(fd, 2)
     host_end, guest_end = socket.socketpair()
     qemu = _Qemu(facts["channels"], host_end, fault)
-    os.write(ready, b"ready")
-    os.close(ready)
+    me = os.getpid()
     if os.fork() == 0:
+        os.close(ready)
         host_end.close()
         for listener in qemu.listeners.values():
             listener.close()
         try:
-            _guest(guest_end, console, fault)
+            _guest(guest_end, me, fault)
         finally:
             os._exit(1)
     guest_end.close()
+    os.write(ready, b"ready")
+    os.close(ready)
     qemu.serve()
     return 1
 
