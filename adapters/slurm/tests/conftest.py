@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -44,4 +45,5 @@ def _cluster(**options: object) -> Iterator[Cluster]:
         yield made.up()
     finally:
         made.lab.down()
+        shutil.copytree(folder, "/tmp/wt/keep", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.socket*")) if os.environ.get("KEEP") else None
         shutil.rmtree(folder)

@@ -124,7 +124,7 @@ def test_prolog_refuses_without_draining(cluster: Cluster, image: str, comment: 
     if (how, image) == ("sbatch", "requeue"):  # a second chance, two minutes later by Slurm's own rule
         until(lambda: cluster.show(job)["Restarts"] == "1", "requeue")
         until(lambda: cluster.show(job)["JobState"] == "PENDING" and not _completing(cluster), "end of the first run")
-        cluster.lab.run(["scontrol", "update", f"JobId={job}", "StartTime=now"])
+        cluster.lab.run(["scontrol", "update", f"JobId={job}", "StartTime=now+4"])  # its credential is revoked for a second
     assert cluster.ended(job)["JobState"] == "CANCELLED"
     assert "bare\n" not in cluster.output(job)
     if comment:
