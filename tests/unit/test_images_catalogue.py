@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from wnodes_core.errors import AmbiguousImage, ImageDenied, SettingsError, UnknownImage
-from wnodes_core.images.catalogue import Entry, Part, User, read_file, read_folders, resolve
+from wnodes_core.images.catalogue import Entry, Part, read_file, read_folders, resolve
+from wnodes_core.images.users import User
 from wnodes_core.model import ImageRef
 
 ALICE = User(1000, "alice", ("users", "cms"))

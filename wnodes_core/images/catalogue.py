@@ -21,18 +21,15 @@ A catalogue file is YAML or JSON::
 from __future__ import annotations
 
 import difflib
-import grp
 import json
-import os
-import pwd
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wnodes_core.errors import AmbiguousImage, BadRequest, ImageDenied, SettingsError, UnknownImage
+from wnodes_core.images.users import User
 from wnodes_core.model import ImageRef
 
 FORMATS = ("qcow2", "raw")
@@ -40,33 +37,6 @@ _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
 _SOURCE = re.compile(r"(/|[a-z][a-z0-9+.-]*://)[^\x00-\x1f\x7f]+\Z")
 _KEYS = ("name", "tag", "aliases", "sha256", "sources", "format", "arch", "boot", "facts", "users", "groups")
 _MAX_BYTES = 4 << 20
-
-
-@dataclass(frozen=True)
-class User:
-    """Who asks for an image: uid, name and the names of all groups."""
-
-    uid: int
-    name: str
-    groups: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, uid: int) -> User:
-        """The user of that uid as this node knows it; a uid without a name is its number."""
-        try:
-            entry = pwd.getpwuid(uid)
-        except KeyError:
-            return cls(uid, str(uid))
-        names = []
-        for gid in os.getgrouplist(entry.pw_name, entry.pw_gid):
-            with suppress(KeyError):
-                names.append(grp.getgrgid(gid).gr_name)
-        return cls(uid, entry.pw_name, tuple(names))
-
-    @classmethod
-    def current(cls) -> User:
-        """The user we run as."""
-        return cls.of(os.geteuid())
 
 
 @dataclass(frozen=True)
@@ -245,15 +215,19 @@ def read_folders(folders: Iterable[Path]) -> tuple[list[Entry], list[SettingsErr
     """
     found: dict[str, Entry] = {}
     problems: list[SettingsError] = []
-    for folder in folders:
-        for path in sorted(p for p in folder.glob("[!.]*") if p.suffix in (".json", ".yaml", ".yml")):
-            try:
-                for entry in read_file(path):
-                    found.setdefault(str(entry), entry)
-            except SettingsError as error:
-                problems.append(error)
-            except OSError as error:
-                problems.append(SettingsError(f"{path}: {error.strerror}"))
+    paths = (path for folder in folders for path in sorted(folder.glob("[!.]*")))
+    for path in paths:
+        if path.suffix not in (".json", ".yaml", ".yml"):
+            continue
+        try:
+            entries = read_file(path)
+        except SettingsError as error:
+            problems.append(error)
+        except OSError as error:
+            problems.append(SettingsError(f"{path}: {error.strerror}"))
+        else:
+            for entry in entries:
+                found.setdefault(str(entry), entry)
     return list(found.values()), problems
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wnodes_core.errors import UnknownImage, WnodesError
-from wnodes_core.images.catalogue import Entry, User, resolve
+from wnodes_core.images.catalogue import Entry, resolve
 from wnodes_core.images.flight import Progress, quiet
 from wnodes_core.images.naming import as_ref
 from wnodes_core.images.store import Store
+from wnodes_core.images.users import User
 from wnodes_core.model import Image, ImageRef
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from wnodes_core.api import errors, hookimpl
@@ -63,14 +62,16 @@ def _copy(src: int, found: os.stat_result, into: Path, deadline: float, progress
     progress(0, found.st_size)
     dst = os.open(into, flags, 0o600)
     try:
-        if not _reflink(src, dst):
-            web.need_room(into, found.st_blocks * 512)
-            os.ftruncate(dst, found.st_size)
-            for offset, count in _data(src, found.st_size):
-                _copy_range(src, dst, offset, count)
-                progress(offset + count, found.st_size)
-                if time.monotonic() > deadline:
-                    raise errors.FetchError(f"{into.name[:12]}: not copied in time")
+        if _reflink(src, dst):
+            progress(found.st_size, found.st_size)
+            return
+        web.need_room(into, found.st_blocks * 512)
+        os.ftruncate(dst, found.st_size)
+        for offset, count in _data(src, found.st_size):
+            _copy_range(src, dst, offset, count)
+            progress(offset + count, found.st_size)
+            if time.monotonic() > deadline:
+                raise errors.FetchError(f"{into.name[:12]}: not copied in time")
     finally:
         os.close(dst)
     progress(found.st_size, found.st_size)
@@ -89,12 +90,13 @@ def _reflink(src: int, dst: int) -> bool:
 def _data(src: int, size: int) -> Iterator[tuple[int, int]]:
     """(offset, length) of the pieces of a file that hold data, none longer than a step."""
     end = 0
-    with suppress(OSError):  # ENXIO: only a hole is left
-        while end < size:
+    while end < size:
+        try:
             start = os.lseek(src, end, os.SEEK_DATA)
-            end = os.lseek(src, start, os.SEEK_HOLE)
-            for offset in range(start, end, _STEP):
-                yield offset, min(_STEP, end - offset)
+        except OSError:  # ENXIO: only a hole is left
+            return
+        end = os.lseek(src, start, os.SEEK_HOLE)
+        yield from ((offset, min(_STEP, end - offset)) for offset in range(start, end, _STEP))
 
 
 def _copy_range(src: int, dst: int, offset: int, count: int) -> None:

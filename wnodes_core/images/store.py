@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from wnodes_core.errors import DigestMismatch, FetchError, UnknownImage, WnodesError
 from wnodes_core.images import catalogue, formats, purge, settle, use, writing
-from wnodes_core.images.catalogue import Entry, Part, User
+from wnodes_core.images.catalogue import Entry, Part
 from wnodes_core.images.flight import Flight, Progress, quiet
 from wnodes_core.images.hashing import digest_of
 from wnodes_core.images.layout import Layout
 from wnodes_core.images.naming import as_ref, naming
+from wnodes_core.images.users import User
 from wnodes_core.model import Boot, Image, ImageRef
 
 if TYPE_CHECKING:

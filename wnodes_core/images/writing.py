@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from wnodes_core.images.store import Store
 
 _LOCK_S = 30.0
+_FETCH_S = 1800.0
 
 
 def add(
@@ -38,54 +40,35 @@ def add(
     kernel: str = "",
     initrd: str = "",
     cmdline: str = "",
-    arch: str = "x86_64",
-    aliases: Sequence[str] = (),
-    facts: Mapping[str, str] | None = None,
-    users: Sequence[str] = (),
-    groups: Sequence[str] = (),
     progress: flight.Progress = flight.quiet,
     deadline: float | None = None,
+    **keys: Any,
 ) -> Entry:
     """Bring an image in from an absolute path or an URL and enter it as ``ref``.
 
     Without ``sha256`` the digest is that of what comes. ``format`` '' finds qcow2 out; raw must
-    be said. An entry of the same name and tag is replaced.
+    be said. ``keys`` are further keys of the catalogue: ``arch``, ``aliases``, ``facts``,
+    ``users``, ``groups``. An entry of the same name and tag is replaced.
 
     Raises SettingsError for a bad name or source, FetchError, DigestMismatch, BadFormat, StateDirFull.
     """
+    given: dict[str, Any] = {"name": ref.name, "tag": ref.tag or "latest", **keys}
     wanted = ref.digest.removeprefix("sha256:") or sha256.lower()
-    given: dict[str, Any] = {
-        "name": ref.name,
-        "tag": ref.tag or "latest",
-        "arch": arch,
-        "aliases": list(aliases),
-        "facts": dict(facts or {}),
-        "users": list(users),
-        "groups": list(groups),
-    }
-    what = f"{ref.name}:{given['tag']}"
     expected = {**given, "sha256": wanted or "0" * 64, "format": format or "raw"}
     _check(store, expected, (source, *mirrors, kernel, initrd))
-    until = time.monotonic() + 1800 if deadline is None else deadline
-    public = not users and not groups
+    bring = partial(
+        _bring_in, store, public=not (keys.get("users") or keys.get("groups")), progress=progress, deadline=deadline
+    )
     store.layout.make()
-    found = format
-
-    def check(path: Path) -> None:
-        nonlocal found
-        found = format or formats.detect(path)
-        formats.check(path, found)
-
-    with naming(what):
-        boot: dict[str, Any] = {"cmdline": cmdline} if kernel else {}
-        for key, file in (("kernel", kernel), ("initrd", initrd)):
-            if file:
-                boot[key] = _bring_in(store, (file,), "", _any, public, progress, until).to_dict()
-        disk = _bring_in(store, (source, *mirrors), wanted, check, public, progress, until)
-        check(store.layout.blob(disk.digest))
-    entry = Entry.from_dict({**given, **disk.to_dict(), "format": found, "boot": boot}, str(_file(store, ref.name)))
-    _edit(store, ref.name, lambda entries: [e for e in entries if e.tag != entry.tag] + [entry])
-    return entry
+    with naming(f"{ref.name}:{given['tag']}"):
+        if kernel:
+            files = {"kernel": kernel, "initrd": initrd}
+            given["boot"] = {key: bring((file,), "", _any).to_dict() for key, file in files.items() if file}
+            given["boot"]["cmdline"] = cmdline
+        disk = bring((source, *mirrors), wanted, lambda path: formats.check(path, format or formats.detect(path)))
+        given["format"] = format or formats.detect(store.layout.blob(disk.digest))
+        formats.check(store.layout.blob(disk.digest), given["format"])  # it may have been here before
+    return _enter(store, Entry.from_dict({**given, **disk.to_dict()}, str(_file(store, ref.name))))
 
 
 def _any(path: Path) -> None:
@@ -105,19 +88,21 @@ def _bring_in(
     sources: Sequence[str],
     sha256: str,
     check: Callable[[Path], None],
+    *,
     public: bool,
     progress: flight.Progress,
-    deadline: float,
+    deadline: float | None,
 ) -> Part:
+    until = time.monotonic() + _FETCH_S if deadline is None else deadline
     if sha256:
         part = Part(f"sha256:{sha256}", tuple(sources))
-        store.flight.bring(part, check, public=public, progress=progress, deadline=deadline)
+        store.flight.bring(part, check, public=public, progress=progress, deadline=until)
         return part
     into = store.layout.partial(f"new-{os.urandom(8).hex()}")
     try:
-        digest = store.flight.fetch_one(sources[0], into, progress, deadline)
+        digest = store.flight.fetch_one(sources[0], into, progress, until)
         check(into)
-        with locked(store.layout.lock(digest), deadline=deadline):
+        with locked(store.layout.lock(digest), deadline=until):
             if not store.layout.blob(digest).exists():
                 store.flight.publish(into, digest, public=public)
     finally:
@@ -130,8 +115,7 @@ def tag(store: Store, entry: Entry, new: ImageRef) -> Entry:
     store.layout.make()
     copy = replace(entry, name=new.name, tag=new.tag or "latest", aliases=(), origin=str(_file(store, new.name)))
     _check(store, copy.to_dict(), ())
-    _edit(store, new.name, lambda entries: [e for e in entries if e.tag != copy.tag] + [copy])
-    return copy
+    return _enter(store, copy)
 
 
 def remove(store: Store, entry: Entry) -> list[purge.Purged]:
@@ -140,6 +124,11 @@ def remove(store: Store, entry: Entry) -> list[purge.Purged]:
         raise SettingsError(f"image '{entry}': it is defined in {entry.origin}", hint="take it away there")
     _edit(store, entry.name, lambda entries: [e for e in entries if e.tag != entry.tag])
     return purge.orphans(store.layout, store.entries(), entry.digests)
+
+
+def _enter(store: Store, entry: Entry) -> Entry:
+    _edit(store, entry.name, lambda entries: [e for e in entries if e.tag != entry.tag] + [entry])
+    return entry
 
 
 def _file(store: Store, name: str) -> Path:
