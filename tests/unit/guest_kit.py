@@ -71,6 +71,7 @@ class Kit:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
+        self._ports: list[socket.socket] = []
         self.agent: subprocess.Popen[bytes] | None = None
         self.channel: Any = None
         self.relay: Any = None
@@ -128,7 +129,7 @@ class Kit:
             GuestChannel.connect(self.folder / "agent.sock", timeout_s=20), self.loop
         )
         port, _ = self._qemu.accept()
-        port.settimeout(10)
+        self._ports.append(port)
         boot = load_bootstrap()
         port.setblocking(False)
         nonce, _ = boot.receive(port.fileno(), 1)
@@ -176,7 +177,8 @@ class Kit:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
         self.loop.close()
-        self._qemu.close()
+        for port in [self._qemu, *self._ports]:
+            port.close()
 
 
 def read_frame(port: socket.socket) -> tuple[int, int, int, bytes]:

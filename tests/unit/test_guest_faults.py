@@ -68,8 +68,7 @@ def test_guest_garbage_is_channel_lost(kit, garbage):
         port.sendall(garbage)
     except OSError:
         pass  # cut off in the middle of it
-    assert process.communicate(timeout=10)[0].splitlines()[-1].startswith(b"ChannelLost")
-    port.close()
+    assert b"ChannelLost" in process.communicate(timeout=10)[0]
 
 
 def test_channel_cut_in_mid_stream(kit):
@@ -152,7 +151,6 @@ def test_an_agent_that_does_not_answer_is_channel_lost(kit):
     with pytest.raises(ChannelLost, match="no answer within 0.1 s"):
         kit.call(kit.channel.request("ping", timeout_s=0.1))
     assert time.monotonic() - start < 5
-    port.close()
 
 
 def test_the_first_and_the_last_launcher_are_told(kit):

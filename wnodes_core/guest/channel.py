@@ -229,12 +229,14 @@ class GuestChannel(asyncio.BufferedProtocol):
     ) -> Done:
         """Run a short command as the guest's root and return what it printed (at most 256 KiB each).
 
+        A daemon that it starts lives on.
+
         Raises ChannelLost; a command that fails or is missing is an answer, not an error.
         """
         collector = _Collector(self, asyncio.get_running_loop().create_future())
         stream = self.new_stream(collector.take)
         default = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-        wish = {"argv": list(argv), "environ": dict(environ or default), "cwd": "/", "window": frames.STDIN_WINDOW}
+        wish = {"argv": list(argv), "environ": dict(environ or default), "cwd": "/", "window": _MAX_OUTPUT, "linger": True}
         self.send(frames.OPEN, 0, stream, encode({"verb": "exec", **wish, **args}))
         self.send(frames.EOF, 0, stream)
         try:

@@ -16,23 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wnodes_core.errors import ChannelLost, from_dict
-from wnodes_core.guest import frames, pump
+from wnodes_core.guest import frames, poller, pump
+from wnodes_core.guest.ending import Exit, die_like, reserve_stdio
 from wnodes_core.guest.hostcmd import HostCommand, start_host_command
 from wnodes_core.guest.terminal import RawTerminal, size
+
+__all__ = ["Command", "Exit", "die_like", "reserve_stdio", "run", "show_progress"]
 
 STREAM = 1
 FORWARDED = ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "ALRM", "CONT")
 _FATAL_EARLY = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM))
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How the command ended: a code, or the signal it died of. ``error`` says why it never started."""
-
-    code: int = 0
-    signal: int = 0
-    core: bool = False
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,24 +54,6 @@ class Command:
     host_commands: Mapping[str, str] = field(default_factory=dict)
 
 
-def reserve_stdio() -> tuple[int, ...]:
-    """Put /dev/null on those of fds 0-2 that are closed, and return which; call it first of all.
-
-    Otherwise our own next file would become the command's stdin.
-    """
-    closed = []
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            closed.append(fd)
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != fd:
-                os.dup2(null, fd)
-                os.close(null)
-    return tuple(closed)
-
-
 def run(
     path: str | os.PathLike[str],
     command: Command,
@@ -99,20 +74,6 @@ def run(
         return client.run()
     finally:
         client.close()
-
-
-def die_like(ending: Exit) -> None:
-    """End this process as the command ended: same code, or same signal (without a core of ours)."""
-    if ending.signal:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if ending.signal not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(ending.signal, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [ending.signal])
-        os.kill(os.getpid(), ending.signal)
-        os._exit(128 + ending.signal)  # a signal whose default is to be ignored
-    os._exit(ending.code)
 
 
 def _connect(path: str, timeout_s: float) -> socket.socket:
@@ -140,7 +101,7 @@ class _Client:
         self._command = command
         self._closed = closed
         self._progress = progress or (lambda text: None)
-        self._poller = pump.Poller()
+        self._poller = poller.Poller()
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals: list[int] = []
         self._old: dict[int, Any] = {}
@@ -157,7 +118,7 @@ class _Client:
         for sub in (0, 1, 2):
             if sub in self._closed or (sub == 2 and self._command.tty):
                 continue
-            fd, whole = pump.private(sub, writing=sub > 0)
+            fd, whole = poller.private(sub, writing=sub > 0)
             if sub == 0:
                 sources[0] = pump.Source(fd)
             else:
@@ -295,10 +256,10 @@ class _Client:
         import select
 
         for sink in self._flow.sinks.values():
-            poller = select.poll()
-            poller.register(sink.fd, select.POLLOUT)
+            waiter = select.poll()
+            waiter.register(sink.fd, select.POLLOUT)
             while sink.open and sink.pending:
-                poller.poll(1000)
+                waiter.poll(1000)
                 sink.flush()
 
     def _result(self) -> Exit:

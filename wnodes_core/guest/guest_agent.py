@@ -3,6 +3,7 @@
 Sent by the host at connect and run by ``guest_bootstrap`` (see ``bundle``); one thread, one
 poll. It keeps no state that outlives the link: when the host goes, every command is ended.
 """
+# ruff: noqa: SIM105, UP031 - guest code, Python 3.6; contextlib costs an import there
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from wnodes_core.guest import frames, guest_door, guest_exec, guest_json, guest_users, pump
+from wnodes_core.guest import frames, guest_door, guest_exec, guest_json, guest_users, poller, pump
 
 VERSION = 1
 KILL_AFTER_S = 2.0
@@ -28,7 +29,7 @@ class Agent:
         self.lost_s = 60.0
         self.commands: dict[int, guest_exec.Command] = {}
         self.door: guest_door.Door | None = None
-        self._poller = pump.Poller()
+        self._poller = poller.Poller()
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._waker, False)
@@ -169,10 +170,13 @@ class Agent:
         if command.master >= 0:
             os.close(command.master)
         self._answer(frames.EXIT, command.stream, command.ending())
-        # What it left running goes too, as at the end of an LRMS step. Looking for it takes
-        # 10 ms under TCG: after the answer, and for several commands at once.
+        # What it left running goes too, as at the end of an LRMS step; the search for it comes
+        # after the answer, and is needless if no process has been born since.
+        if command.linger:
+            return
         command.signal(signal.SIGKILL, whole_group=True)
-        self._to_kill.append((time.monotonic() + SWEEP_AFTER_S, command.pid))
+        if guest_exec.last_pid() != command.pid:
+            self._to_kill.append((time.monotonic() + SWEEP_AFTER_S, command.pid))
 
     def _door_frame(self, kind: int, sub: int, stream: int, payload: Any) -> None:
         caller = self.door.find(stream) if self.door is not None else None
@@ -256,12 +260,21 @@ def _kill(pid: int, number: int) -> None:
         pass
 
 
+def _yield_to_jobs() -> None:
+    """Do not preempt a job that writes: on one vCPU we would be woken for each page, not each pipeful."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+    except OSError:
+        pass
+
+
 def serve(port: int, nonce: str, root: str = "") -> float:
     """Run one agent over ``port``; returns how long to wait for the next host, in seconds."""
     os.set_blocking(port, False)
     for number in range(1, 32):
         if signal.getsignal(number) == signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+    _yield_to_jobs()
     agent = Agent(port, root)
     agent.link.send(b"WNODES-AGENT " + nonce.encode("ascii") + b"\n")
     agent.run()

@@ -3,6 +3,7 @@
 A shim in the guest hands its argv, folder, environment and stdio to the agent over
 /run/wnodes/host.sock; the agent opens a stream to the host. The host decides what may run.
 """
+# ruff: noqa: SIM105, UP031 - guest code, Python 3.6; contextlib costs an import there
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import os
 import socket
 from typing import Any
 
-from wnodes_core.guest import frames, guest_json, pump
+from wnodes_core.guest import frames, guest_json, poller, pump
 
 MAX_REQUEST = 4 << 20
 _CHUNK = 64 << 10
@@ -98,7 +99,7 @@ class Door:
         for sub, fd in enumerate(fds):
             if fd < 0:
                 continue
-            mine, whole = pump.private(fd, writing=sub > 0)
+            mine, whole = poller.private(fd, writing=sub > 0)
             if sub == 0:
                 sources[0] = pump.Source(mine)
             else:

@@ -2,10 +2,11 @@
 
 Strings carry arbitrary bytes of paths and environments as lone surrogates (PEP 383).
 """
+# ruff: noqa: SIM105, UP031 - guest code, Python 3.6; contextlib costs an import there
 
 from __future__ import annotations
 
-_NAMES = {"true": True, "false": False, "null": None, "__builtins__": {}}
+_NAMES: dict[str, object] = {"true": True, "false": False, "null": None, "__builtins__": {}}
 _ESCAPES = {code: "\\u%04x" % code for code in range(32)}
 _ESCAPES.update({34: '\\"', 92: "\\\\"})
 

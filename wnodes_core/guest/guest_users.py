@@ -2,6 +2,7 @@
 
 Lines are appended to passwd and group as they are: ``useradd`` takes a second under TCG.
 """
+# ruff: noqa: SIM105, UP031 - guest code, Python 3.6; contextlib costs an import there
 
 from __future__ import annotations
 

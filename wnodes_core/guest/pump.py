@@ -4,12 +4,11 @@ A ``Link`` is one end of the channel, a ``Source`` an fd that is read and sent a
 ``Sink`` an fd that DATA is written to, a ``Flow`` the sources and sinks of one stream. Runs in
 the guest too (see ``frames``).
 """
+# ruff: noqa: SIM105, UP031 - guest code, Python 3.6; contextlib costs an import there
 
 from __future__ import annotations
 
 import os
-import select
-import stat
 from collections import deque
 
 from wnodes_core.guest import frames
@@ -43,13 +42,13 @@ class Link:
         return bool(self._waiting)
 
     def send(self, frame: bytes) -> None:
-        """Send a small frame. Raises LinkClosed."""
+        """Send a small frame."""
         self._waiting.append(memoryview(frame))
         if len(self._waiting) == 1:
             self.flush()
 
     def send_from(self, fd: int, sub: int, stream: int, limit: int) -> int:
-        """Read once from ``fd`` and send it: bytes read, 0 at its end. Raises LinkClosed, OSError."""
+        """Read once from ``fd`` and send it: bytes read, 0 at its end. Raises OSError."""
         count = os.readv(fd, [self._stage[frames.HEAD : frames.HEAD + min(limit, STAGE)]])
         if count:
             frames.HEADER.pack_into(self._stage, 0, frames.DATA, sub, 0, stream, count)
@@ -59,7 +58,7 @@ class Link:
         return count
 
     def flush(self) -> None:
-        """Write what the other end takes. Raises LinkClosed."""
+        """Write what the other end takes."""
         try:
             while self._waiting:
                 view = self._waiting[0]
@@ -72,19 +71,28 @@ class Link:
                     self._staged = False
         except _LATER:
             return
-        except OSError as error:
-            raise LinkClosed(os.strerror(error.errno or 0)) from error
+        except OSError:
+            # The other end has gone, but may have said why: reading meets its end, after that.
+            self._waiting.clear()
+            self._staged = False
 
     def read(self):  # type: ignore[no-untyped-def]  # a generator of frames
-        """Yield the frames that one read brings. Raises LinkClosed, ProtocolError."""
-        try:
-            count = os.readv(self.fd, [self.parser.space()])
-        except _LATER:
-            return
-        except OSError as error:
-            raise LinkClosed(os.strerror(error.errno or 0)) from error
-        if count == 0:
-            raise LinkClosed("end of file")
+        """Yield the frames that have come. Raises LinkClosed, ProtocolError."""
+        space = self.parser.space()
+        count = 0
+        # A virtio-serial port gives at most 4 KiB a read: gather before the costly part.
+        while count < len(space):
+            try:
+                more = os.readv(self.fd, [space[count:]])
+            except _LATER:
+                break
+            except OSError as error:
+                raise LinkClosed(os.strerror(error.errno or 0)) from error
+            if more == 0 and count == 0:
+                raise LinkClosed("end of file")
+            count += more
+            if more < 4096:
+                break
         for frame in self.parser.received(count):
             yield frame
 
@@ -237,75 +245,3 @@ class Flow:
         """Let go of every fd."""
         for end in list(self.sources.values()) + list(self.sinks.values()):
             end.close()
-
-
-class Poller:
-    """Waits for a link, flows and extra fds; serves what is ready, fairly."""
-
-    def __init__(self) -> None:
-        self._poll = select.poll()
-        self._masks: dict[int, int] = {}
-        self._turn = 0
-
-    def wait(self, link: Link, flows: list[Flow], extra: list[int], timeout_s: float) -> set[int]:
-        """One turn: flush sinks, read sources. Returns the extra fds and the link's fd if readable.
-
-        Raises LinkClosed.
-        """
-        wanted = {fd: select.POLLIN for fd in extra}
-        wanted[link.fd] = select.POLLIN | (select.POLLOUT if link.pending else 0)
-        owners = {}
-        for flow in flows:
-            for sub, source in flow.sources.items():
-                if source.open and source.credit > 0 and not link.busy:
-                    wanted[source.fd] = select.POLLIN
-                    owners[source.fd] = (flow, sub, True)
-            for sub, sink in flow.sinks.items():
-                if sink.open and sink.pending:
-                    wanted[sink.fd] = select.POLLOUT
-                    owners[sink.fd] = (flow, sub, False)
-        self._register(wanted)
-        ready = dict(self._poll.poll(max(0, int(timeout_s * 1000 + 0.999))))
-        if link.pending and ready.get(link.fd, 0) & ~select.POLLIN:
-            link.flush()
-        self._turn += 1
-        order = [fd for fd in owners if fd in ready]
-        turn = self._turn % max(1, len(order))
-        for fd in order[turn:] + order[:turn]:
-            self._serve(link, owners[fd])
-        return {fd for fd in [link.fd] + extra if ready.get(fd, 0) & ~select.POLLOUT}
-
-    def _serve(self, link: Link, owner: tuple[Flow, int, bool]) -> None:
-        flow, sub, reads = owner
-        if not reads:
-            flow.sinks[sub].flush()
-            flow.after_write(sub)
-        elif not link.busy and flow.sources[sub].open:
-            flow.read(sub)
-
-    def _register(self, wanted: dict[int, int]) -> None:
-        for fd in [fd for fd in self._masks if fd not in wanted]:
-            self._poll.unregister(fd)
-            del self._masks[fd]
-        for fd, mask in wanted.items():
-            if self._masks.get(fd) != mask:
-                self._poll.register(fd, mask)
-                self._masks[fd] = mask
-
-
-def private(fd: int, *, writing: bool) -> tuple[int, bool]:
-    """An fd of ours for the same file that we may treat as non-blocking: (fd, whether so).
-
-    Pipes and terminals are opened anew, because O_NONBLOCK would hit every process that
-    shares the open file. Plain files keep their shared offset, and never block for long.
-    """
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode):
-        return os.dup(fd), True
-    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        flags = (os.O_WRONLY if writing else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-        try:
-            return os.open("/proc/self/fd/%d" % fd, flags), True
-        except OSError:
-            pass
-    return os.dup(fd), False
