@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from wnodes_slurm.testing import Cluster, make_user
 
 HOOK = Path(__file__).with_name("hook.py")
@@ -39,11 +37,10 @@ def cgroup_cluster() -> Iterator[Cluster]:
 def _cluster(**options: object) -> Iterator[Cluster]:
     make_user()
     folder = Path(tempfile.mkdtemp(prefix="wt-", dir="/tmp"))
-    folder.chmod(0o1777)  # munged refuses a folder above its socket that others may rename in
+    folder.chmod(0o1777)  # sticky: munged refuses a folder above its socket that others may rename in
     made = Cluster(folder, HOOK, **options)
     try:
         yield made.up()
     finally:
         made.lab.down()
-        shutil.copytree(folder, "/tmp/wt/keep", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.socket*")) if os.environ.get("KEEP") else None
         shutil.rmtree(folder)

@@ -10,9 +10,10 @@ import os
 import sys
 from pathlib import Path
 
+from wnodes_slurm import plugin
+
 from wnodes_core import command
 from wnodes_core.api import NativeCall, Phase, errors
-from wnodes_slurm import plugin
 
 OUTCOMES = {
     "hold": errors.UnknownImage("image 'hold': no such image", hint="one of 'debian12', \"el9\""),

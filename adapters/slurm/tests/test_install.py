@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from wnodes_slurm import cli, install, slurmconf
 
 from wnodes_core import command
 from wnodes_core.errors import SettingsError
-from wnodes_slurm import cli, install, slurmconf
 
 SITE_CONF = """\
 ClusterName=site

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from wnodes_core import command, processes
-from wnodes_core.api import Job
 from wnodes_slurm import plugin
 from wnodes_slurm.lab import Lab
 from wnodes_slurm.testing import USER, Cluster, until
+
+from wnodes_core import command, processes
+from wnodes_core.api import Job
 
 pytestmark = pytest.mark.slurm
 
@@ -124,7 +125,8 @@ def test_prolog_refuses_without_draining(cluster: Cluster, image: str, comment: 
     if (how, image) == ("sbatch", "requeue"):  # a second chance, two minutes later by Slurm's own rule
         until(lambda: cluster.show(job)["Restarts"] == "1", "requeue")
         until(lambda: cluster.show(job)["JobState"] == "PENDING" and not _completing(cluster), "end of the first run")
-        cluster.lab.run(["scontrol", "update", f"JobId={job}", "StartTime=now+4"])  # its credential is revoked for a second
+        # Not at once: slurmd has revoked the credential of this second.
+        cluster.lab.run(["scontrol", "update", f"JobId={job}", "StartTime=now+4"])
     assert cluster.ended(job)["JobState"] == "CANCELLED"
     assert "bare\n" not in cluster.output(job)
     if comment:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-
-from wnodes_core import command, processes
 from wnodes_slurm import plugin
 from wnodes_slurm.testing import USER, Cluster, until
+
+from wnodes_core import command, processes
 
 pytestmark = pytest.mark.slurm
 ROOT = Path("/sys/fs/cgroup")

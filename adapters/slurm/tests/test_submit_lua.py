@@ -1,0 +1,43 @@
+"""The job_submit.lua snippet in a real slurmctld, against a client whose plug-in was replaced."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from wnodes_core import command
+from wnodes_slurm import install
+from wnodes_slurm.lab import Lab
+from wnodes_slurm.testing import make_user
+
+pytestmark = pytest.mark.slurm
+FORGED = """
+#include <slurm/spank.h>
+SPANK_PLUGIN(forged, 1);
+int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
+{ return spank_remote(sp) ? 0 : spank_job_control_setenv(sp, "VM_IMAGE", "%s", 1); }
+"""
+
+
+@pytest.mark.parametrize(("image", "accepted"), [("../etc", False), ("debian12", True)])
+def test_controller_refuses_what_a_forged_client_sends(public_folder: Path, image: str, accepted: bool) -> None:
+    user, library = make_user(), public_folder / "forged.so"
+    (public_folder / "forged.c").write_text(FORGED % image)
+    command.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(public_folder / "forged.c")])
+    lab = Lab(
+        public_folder / "lab",
+        prefix=f"l{os.getpid()}x",
+        extra=["JobSubmitPlugins=lua"],
+        plugstack=[f"required {library}"],
+    )
+    try:
+        lab.write()
+        (lab.folder / "job_submit.lua").write_text((install.HERE / "hooks" / "job_submit.lua").read_text())
+        lab.start()
+        done = lab.run_as(user, ["sbatch", "--output=/dev/null", "--wrap=true"], check=False)
+        assert (done.exit_code == 0) == accepted, done
+        assert accepted or b"wnodes: --vm-image '../etc': want NAME" in done.stderr
+    finally:
+        lab.down()
