@@ -29,7 +29,7 @@ def main() -> int:
     call = NativeCall(phase, environ=dict(os.environ))
     key = f"{os.environ.get('SLURM_JOB_ID')}.{os.environ.get('SLURMD_NODENAME')}"
     (folder / f"{phase}.{key}").write_text(json.dumps(dict(os.environ)))
-    marker = folder / "state" / key
+    marker = folder / "run" / "slurm" / key
     error: errors.WnodesError | None = None
     try:
         request, job = plugin.wnodes_lrms_read(call)

@@ -28,14 +28,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> install.Site:
     monkeypatch.setattr(install, "slurm_version", lambda site: "22.05.8")
     (tmp_path / "slurm.conf").write_text(SITE_CONF)
     (tmp_path / "plugstack.conf").write_text("optional /usr/lib/slurm/other.so")
-    return install.Site(tmp_path / "slurm.conf", tmp_path / "lib", tmp_path / "state", sys.executable)
+    return install.Site(tmp_path / "slurm.conf", tmp_path / "lib", tmp_path / "run", sys.executable)
 
 
 def run(site: install.Site, mode: str) -> int:
     parser = argparse.ArgumentParser()
     cli.add_parser(parser.add_subparsers())
     argv = ["slurm", "install", f"--{mode}", f"--slurm-conf={site.slurm_conf}", f"--prefix={site.prefix}"]
-    args = parser.parse_args([*argv, f"--state={site.state}", f"--python={site.python}"])
+    args = parser.parse_args([*argv, f"--run-dir={site.run_dir}", f"--python={site.python}"])
     return int(args.run(args))
 
 
@@ -157,7 +157,7 @@ def _rendered(site: install.Site, tmp_path: Path, body: str) -> str:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{body}\n")
     python.chmod(0o755)
-    other = install.Site(site.slurm_conf, site.prefix, site.state, str(python))
+    other = install.Site(site.slurm_conf, site.prefix, site.run_dir, str(python))
     step = next(step for step in install.plan(other) if step.path.name == "prolog")
     step.apply()
     return str(step.path)

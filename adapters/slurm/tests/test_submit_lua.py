@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-
-from wnodes_core import command
 from wnodes_slurm import install
 from wnodes_slurm.lab import Lab
 from wnodes_slurm.testing import make_user
+
+from wnodes_core import command
 
 pytestmark = pytest.mark.slurm
 FORGED = """

@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     conf = os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf")
     action.add_argument("--slurm-conf", type=Path, default=Path(conf), metavar="PATH", help="(default: %(default)s)")
     action.add_argument("--prefix", type=Path, default=install.Site.prefix, help="(default: %(default)s)")
-    action.add_argument("--state", type=Path, default=install.Site.state, help="markers (default: %(default)s)")
+    action.add_argument("--run-dir", type=Path, default=install.Site.run_dir, help="wnodesd's (default: %(default)s)")
     action.add_argument("--python", default=sys.executable, help="of our environment (default: %(default)s)")
     action.add_argument("--image", action="append", default=[], help="also print node features for this image")
     action.set_defaults(run=run, mode="dry-run")
@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Do what ``wnodes slurm install`` was asked for; 0 done or nothing to do, 1 something is missing or failed."""
     try:
-        site = install.Site(args.slurm_conf.absolute(), args.prefix.absolute(), args.state.absolute(), args.python)
+        site = install.Site(args.slurm_conf.absolute(), args.prefix.absolute(), args.run_dir.absolute(), args.python)
         return {"dry-run": _dry_run, "check": _check, "apply": _apply, "uninstall": _uninstall}[args.mode](site, args)
     except (WnodesError, OSError) as error:
         print(f"wnodes: {error}", file=sys.stderr)

@@ -30,14 +30,19 @@ class Site:
 
     slurm_conf: Path
     prefix: Path = Path("/usr/lib/wnodes/slurm")
-    state: Path = Path("/run/wnodes/slurm")
+    run_dir: Path = Path("/run/wnodes")
     python: str = sys.executable
 
     def __post_init__(self) -> None:
-        for name in ("slurm_conf", "prefix", "state", "python"):
+        for name in ("slurm_conf", "prefix", "run_dir", "python"):
             text = str(getattr(self, name))
             if not _SAFE.match(text) or len(text) > 110:
                 raise SettingsError(f"{name} {text!r}: want an absolute path of letters, digits and . _ / + @ -")
+
+    @property
+    def state(self) -> Path:
+        """Where wnodesd leaves the markers JOBID.NODE."""
+        return self.run_dir / "slurm"
 
     @property
     def library(self) -> Path:
@@ -141,7 +146,7 @@ def _must_not_set(included: Path) -> None:
 
 def _script(site: Site, name: str) -> Step:
     text = (HERE / "hooks" / name).read_text()
-    for mark, value in (("@PYTHON@", site.python), ("@STATE@", str(site.state))):
+    for mark, value in (("@PYTHON@", site.python), ("@RUN@", str(site.run_dir))):
         text = text.replace(mark, value)
     return Step(site.prefix / name, text, f"hook {name}", 0o755)
 

@@ -28,7 +28,7 @@ def wnodes_lrms_read(call: NativeCall) -> tuple[VmRequest, Job | None] | None:
         return (request, native.job_from(call.environ)) if request else None
     if call.phase is Phase.FINISH:
         return VmRequest(), native.job_from(call.environ)  # Epilog's caller looked for option or marker
-    if call.phase is Phase.LAUNCH:
+    if call.phase in (Phase.LAUNCH, Phase.ADVERTISE):
         return VmRequest(), None  # a task's environment is the user's: wnodesd knows the job
     request = native.request_from(call.environ) if call.phase is Phase.SUBMIT else None
     return (request, None) if request else None

@@ -49,19 +49,19 @@ class Cluster:
     def __init__(self, folder: Path, hook: Path, **options: object) -> None:
         self.folder, self.hook = folder, hook
         self.record = folder / "record"
-        self.state = folder / "state"
+        self.state = folder / "run" / "slurm"
         self.hooks = folder / "hooks"
         self.lab = Lab(folder / "lab", prefix=f"t{os.getpid()}x", kill_wait_s=3, **options)  # type: ignore[arg-type]
 
     def up(self) -> Cluster:
         """Write the lab's configuration, install into it as an admin would, swap the launcher, start."""
-        self.state.mkdir()
+        self.state.mkdir(parents=True)
         self.record.touch()
         self.record.chmod(0o666)
         self.lab.write()
         python = self.folder / "python"
         self._program(python, _PYTHON.format(python=sys.executable, hook=self.hook, folder=self.folder))
-        site = install.Site(self.lab.conf, self.hooks, self.state, str(python))
+        site = install.Site(self.lab.conf, self.hooks, self.state.parent, str(python))
         install.build(site)
         for step in install.plan(site):
             step.apply()
