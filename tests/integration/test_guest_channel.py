@@ -26,9 +26,18 @@ def test_facts(guest_channel):
 
 def test_setup_names_the_guest_and_its_user(guest_channel, call):
     shim = start.shim_text()
-    setup = {"host_name": "wn-7", "clock": time.time(), "user": USER, "groups": GROUPS, "shim": shim, "commands": ["squeue"]}
+    setup = {
+        "host_name": "wn-7",
+        "clock": time.time(),
+        "user": USER,
+        "groups": GROUPS,
+        "shim": shim,
+        "commands": ["squeue"],
+    }
     call(guest_channel.request("setup", **setup))
-    done = call(guest_channel.run(["sh", "-c", "id -un; id -G; uname -n; date +%s; test -x /run/wnodes/bin/squeue"], **AS_JO))
+    done = call(
+        guest_channel.run(["sh", "-c", "id -un; id -G; uname -n; date +%s; test -x /run/wnodes/bin/squeue"], **AS_JO)
+    )
     name, groups, node, clock = done.stdout.decode().split("\n")[:4]
     assert (done.code, name, groups, node) == (0, "jo", "4321 4400", "wn-7")
     assert abs(int(clock) - time.time()) < 5
@@ -41,7 +50,9 @@ def test_loopback_is_up(guest_channel, call):
 
 
 def test_the_job_is_no_root_and_has_its_own_session(guest_channel, call):
-    done = call(guest_channel.run(["sh", "-c", "id -u; echo $$; cut -d' ' -f6 /proc/self/stat; echo x > /etc/x"], **AS_JO))
+    done = call(
+        guest_channel.run(["sh", "-c", "id -u; echo $$; cut -d' ' -f6 /proc/self/stat; echo x > /etc/x"], **AS_JO)
+    )
     uid, pid, session = done.stdout.decode().split()
     assert uid == "4321" and pid == session and done.code != 0 and not call(guest_channel.run(["ls", "/etc/x"])).stdout
 

@@ -201,7 +201,9 @@ def test_resource_limits(kit):
 
 
 def test_tstp_can_pause_the_vm(kit):
-    process = kit.popen("sh", "-c", "echo up; read x", wish={"on_tstp": "pause"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = kit.popen(
+        "sh", "-c", "echo up; read x", wish={"on_tstp": "pause"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert first_line(process) == b"up"
     process.send_signal(signal.SIGTSTP)
     deadline = time.monotonic() + 5

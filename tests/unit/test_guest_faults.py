@@ -84,7 +84,9 @@ def test_channel_cut_in_mid_stream(kit):
 
 def test_the_guest_dies_under_a_command(kit):
     kit.start()
-    process = kit.popen("sh", "-c", "echo $PPID; read x", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = kit.popen(
+        "sh", "-c", "echo $PPID; read x", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None
     process.stdout.readline()
     kit.agent.kill()
@@ -94,7 +96,9 @@ def test_the_guest_dies_under_a_command(kit):
 
 def test_the_keeper_goes_and_the_agent_ends_its_commands(kit):
     kit.start()
-    process = kit.popen("sh", "-c", "echo $$; read x", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = kit.popen(
+        "sh", "-c", "echo $$; read x", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None
     pid = int(process.stdout.readline())
     fd = os.pidfd_open(pid)

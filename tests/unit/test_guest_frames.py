@@ -37,7 +37,12 @@ def joined(found: list[tuple[int, int, int, bytes]]) -> list[tuple[int, int, int
 
 
 FRAME = st.one_of(
-    st.tuples(st.sampled_from([frames.DATA, *range(5, 10)]), st.integers(0, 2), st.integers(0, 2**32 - 1), st.binary(max_size=300)),
+    st.tuples(
+        st.sampled_from([frames.DATA, *range(5, 10)]),
+        st.integers(0, 2),
+        st.integers(0, 2**32 - 1),
+        st.binary(max_size=300),
+    ),
     st.tuples(st.sampled_from([2, 3, 4]), st.integers(0, 2), st.integers(0, 2**32 - 1), st.binary(max_size=4)),
 )
 
@@ -83,7 +88,11 @@ def test_bad_credit_is_refused(payload):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.binary(max_size=20).map(lambda b: b.decode("utf-8", "surrogateescape")),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.binary(max_size=20).map(lambda b: b.decode("utf-8", "surrogateescape")),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -106,9 +115,26 @@ def test_bad_json_of_the_guest_is_a_protocol_error(payload):
 def test_what_runs_in_the_guest_is_python_3_6_without_the_modules_minimal_lacks(name):
     text = bundle.read(name)
     tree = ast.parse(bundle.plain(text) if name.endswith(".py") else text, feature_version=(3, 6))
-    imported = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported = {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
     imported |= {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    minimal = {"array", "binascii", "collections", "errno", "fcntl", "os", "select", "signal", "socket", "stat", "struct", "sys", "time", "zlib"}
+    minimal = {
+        "array",
+        "binascii",
+        "collections",
+        "errno",
+        "fcntl",
+        "os",
+        "select",
+        "signal",
+        "socket",
+        "stat",
+        "struct",
+        "sys",
+        "time",
+        "zlib",
+    }
     assert imported <= minimal | {"wnodes_core", "resource"}  # resource: tried, with prlimit(1) behind it
 
 

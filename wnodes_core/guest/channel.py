@@ -236,8 +236,8 @@ class GuestChannel(asyncio.BufferedProtocol):
         collector = _Collector(self, asyncio.get_running_loop().create_future())
         stream = self.new_stream(collector.take)
         default = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-        wish = {"argv": list(argv), "environ": dict(environ or default), "cwd": "/", "window": _MAX_OUTPUT, "linger": True}
-        self.send(frames.OPEN, 0, stream, encode({"verb": "exec", **wish, **args}))
+        wish = {"argv": list(argv), "environ": dict(environ or default), "cwd": "/", "window": _MAX_OUTPUT}
+        self.send(frames.OPEN, 0, stream, encode({"verb": "exec", **wish, "linger": True, **args}))
         self.send(frames.EOF, 0, stream)
         try:
             ending = await self._answer(collector.ending, argv[0], timeout_s)

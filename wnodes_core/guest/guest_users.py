@@ -105,7 +105,7 @@ def loopback_up() -> None:
 def facts() -> dict[str, Any]:
     """What the host wants to know of this guest."""
     release = os.uname()
-    path = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin".split(":")
+    path = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin")
     memory = [line.split()[1] for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal")]
     filesystems = _read("/proc/filesystems").split()
     return {

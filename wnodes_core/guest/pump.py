@@ -93,8 +93,7 @@ class Link:
             count += more
             if more < 4096:
                 break
-        for frame in self.parser.received(count):
-            yield frame
+        yield from self.parser.received(count)
 
 
 class Source:

@@ -234,9 +234,7 @@ class Launcher(asyncio.BufferedProtocol):
             if left < 0:
                 raise frames.ProtocolError(f"{-left} bytes more than were granted")
             self._granted[inner, sub] = left
-        elif kind in (frames.EXIT, frames.REPLY):
-            decode(payload)
-        elif kind == frames.CONTROL and inner & frames.GUEST_BIT:
+        elif kind in (frames.EXIT, frames.REPLY) or (kind == frames.CONTROL and inner & frames.GUEST_BIT):
             decode(payload)
         elif kind not in _PASSED:
             raise frames.ProtocolError(f"frame of type {kind} from the guest")

@@ -66,8 +66,9 @@ def guest_agent_commands() -> Iterator[dict[str, Any]]:
 
 
 def _starter(first: str) -> list[str]:
-    start = f"import os,sys;{first};_=os.fork() and os._exit(0);os.setsid();{_DETACH};os.execv({_PY!r},[{_PY!r},'-I',{PATH!r}])"
-    return [_PY, "-I", "-c", start]
+    fork = "_=os.fork() and os._exit(0);os.setsid()"
+    become = f"os.execv({_PY!r},[{_PY!r},'-I',{PATH!r}])"
+    return [_PY, "-I", "-c", f"import os,sys;{first};{fork};{_DETACH};{become}"]
 
 
 def _started_from_stdin() -> str:
