@@ -2,8 +2,8 @@
 
 The "guest" is the real bootstrap (and through it the real agent) on one end of a socket pair;
 this module plays QEMU in between: it listens on the channels' sockets, serves one host at a time
-and drops what the guest says while nobody listens. Guest code never runs as root here: for root
-it becomes ``nobody``, because an agent sets clocks and makes users.
+and drops what the guest says while nobody listens. The guest's own files (users, groups, homes) lie
+in ``guest`` beside the VM. Guest code never runs as root here: for root it becomes ``nobody``.
 
 Faults come in the kernel command line: ``fault=never-boots``, ``fault=panics`` (after a hello),
 ``fault=cut-channel`` (the agent's channel closes after 64 KiB from the guest), ``fault=slow`` (1 s
@@ -188,6 +188,11 @@ def _guest(port: socket.socket, parent: int, fault: str) -> None:
     if os.getppid() != parent:  # it died before we asked to die with it
         os._exit(1)
     source = (Path(__file__).parents[1] / "guest/guest_bootstrap").read_text()
+    os.makedirs("guest/etc", exist_ok=True)
+    if os.getuid() == 0:
+        for folder in ("guest", "guest/etc"):
+            os.chown(folder, _NOBODY, _NOBODY)
+    os.chdir("guest")
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(_NOBODY)
@@ -202,9 +207,16 @@ def _guest(port: socket.socket, parent: int, fault: str) -> None:
         signal.pause()
     scope: dict[str, Any] = {"__name__": "wnodes_bootstrap"}
     exec(compile(source, "guest_bootstrap", "exec"), scope)
+    scope["exec"] = _run_agent
     scope["power_off"] = lambda: os._exit(0)  # the bootstrap's own uses sysrq: never on a host
     port.setblocking(False)
     scope["serve"](port.detach())
+
+
+def _run_agent(code: Any, scope: dict[str, Any]) -> None:
+    """What the bootstrap calls instead of ``exec``: this agent's guest begins in the current folder."""
+    scope["ROOT"] = "."
+    exec(code, scope)
 
 
 def main(argv: list[str]) -> int:
