@@ -36,7 +36,7 @@ class Holding:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(CLAIM_TIMEOUT_S)
         try:
-            sock.connect(self._daemon)
+            _connect(sock, self._daemon)
             sock.sendall(json.dumps(self._hello).encode() + b"\n")
             reply = _read_line(sock)
         except OSError as error:
@@ -98,6 +98,18 @@ class Holding:
             elif message.get("ok") is False:
                 # The daemon that came back does not know us: the lease is over.
                 on_end(str(message.get("error", {}).get("message", "lease refused")))
+
+
+def _connect(sock: socket.socket, path: str) -> None:
+    """Connect; wait for a place if the daemon's queue is full (unix(7): EAGAIN)."""
+    deadline = time.monotonic() + CLAIM_TIMEOUT_S
+    while True:
+        try:
+            return sock.connect(path)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _read_line(sock: socket.socket) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from wnodes_core import processes
 from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, NoProvider, TransientError, WnodesError
 from wnodes_core.files import read_tail
-from wnodes_core.guest import bundle
+from wnodes_core.guest import bundle, strangers
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
 from wnodes_core.model import Disk, Mount, Process, Trace, Vm
@@ -45,6 +45,7 @@ class Lifecycle:
         self.trace = trace
         self.announce = announce
         self.process: Process | None = None
+        self._agent = strangers.kind_of(plan.image.facts)
 
     async def start(self) -> Running:
         """Bring the VM up, mounts and user included.
@@ -54,6 +55,8 @@ class Lifecycle:
         vm = self.plan.vm(sorted(os.sched_getaffinity(0)))
         with self._timed("overlay"):
             self._create_disk(self.plan.overlay)
+            if self._agent == "cloud-init":
+                strangers.make_seed(self.plan.folder, self.plan.seed.path, self.plan.host_name)
         with self._timed("define"):
             self.process = await asyncio.to_thread(self._start_vm, vm)
         self.announce(f"booting {self.plan.image.name} ({vm.cpus} cpus, {vm.memory_mib} MiB, {vm.accel})")
@@ -82,7 +85,23 @@ class Lifecycle:
         return process
 
     async def _connect(self) -> GuestChannel:
-        return await GuestChannel.connect(self.plan.agent_socket, timeout_s=self.plan.boot_timeout_s)
+        connecting = GuestChannel.connect(self.plan.agent_socket, timeout_s=self.plan.boot_timeout_s)
+        if self._agent != "qemu-ga":
+            return await connecting
+        channel = asyncio.ensure_future(connecting)
+        asking = asyncio.ensure_future(strangers.ask_guest_agent(self._ask_agent))
+        try:
+            await asyncio.wait({channel, asking}, return_when=asyncio.FIRST_EXCEPTION)
+            if asking.done():
+                asking.result()
+            return await channel
+        finally:
+            for task in (channel, asking):
+                task.cancel()
+
+    def _ask_agent(self, command: str, timeout_s: int) -> str | None:
+        answer: str | None = self.hook.wnodes_vm_ask_agent(vm=self.plan.vm(()), command=command, timeout_s=timeout_s)
+        return answer
 
     async def _set_up(self, channel: GuestChannel) -> None:
         user = self.plan.user

@@ -15,7 +15,7 @@ from wnodes_core.agent.daemon import Parts
 from wnodes_core.errors import CommandError, LibvirtDown
 from wnodes_core.files import private_folder, write_atomic
 from wnodes_core.images.catalogue import User
-from wnodes_core.images.store import Store
+from wnodes_core.images.layers import node_store
 from wnodes_core.plugins import Plugins
 
 # The daemon brings images and asks batch systems; VMs, disks and gateways are the keepers'.
@@ -55,7 +55,7 @@ def default_parts(config: str | None) -> Parts:
         settings=site,
         hook_for=hooks,
         admit=policy.admit,
-        store=Store(site.images.folder, hook=hooks("")),
+        store=node_store(site, hooks("")),
         make_plan=plan.make,
         probe=lambda: probe(site.accel, site.state_dir, tuple(site.plugins.disabled)),
         person=User.of,

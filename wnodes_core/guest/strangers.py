@@ -1,15 +1,15 @@
 """Guests that know nothing of us: cloud-init or QEMU's guest agent starts our bootstrap there.
 
-cloud-init: a seed disk with the label ``cidata`` (its NoCloud source). qemu-ga: its own port,
-asked until it answers. Which of them an image has is its fact ``agent``; ``builtin`` needs neither.
+cloud-init: a seed disk with the label ``cidata`` (its NoCloud source). qemu-ga: asked through the
+backend until it answers. Which of them an image has is its fact ``agent``; ``builtin`` needs neither.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from wnodes_core.command import run
 from wnodes_core.errors import CommandError, HostError, ImageError
 from wnodes_core.guest import start
 
-QGA_PORT = "org.qemu.guest_agent.0"
 KINDS = ("builtin", "cloud-init", "qemu-ga")
 ISO_MAKERS = ("xorrisofs", "genisoimage", "mkisofs")  # one language of options
 _ASK_EVERY_S = 0.25
-_MAX_LINE = 1 << 20
+_PING_S = 2
+_EXEC_S = 30
 
 
 def kind_of(facts: Any) -> str:
@@ -52,50 +52,17 @@ def make_seed(folder: str, path: str, instance: str) -> None:
     raise HostError("no program here makes an ISO image for cloud-init", hint="apt-get install xorriso")
 
 
-async def ask_guest_agent(path: str) -> None:
+async def ask_guest_agent(ask: Callable[[str, int], str | None]) -> None:
     """Have QEMU's guest agent start our bootstrap, as soon as it answers; returns when it has.
 
-    Never gives up by itself: the caller has the deadline. A guest-exec that the image forbids
-    raises ImageError.
+    ``ask(command, timeout_s)`` blocks and returns None while no agent is there. Never gives up by
+    itself: the caller has the deadline. Raises ImageError if the image forbids guest-exec.
     """
-    while True:
-        with contextlib.suppress(OSError, TimeoutError, ValueError):
-            reader, writer = await asyncio.open_unix_connection(path, limit=_MAX_LINE)
-            try:
-                await _converse(reader, writer)
-            finally:
-                writer.close()
-            return
+    while await asyncio.to_thread(ask, json.dumps({"execute": "guest-ping"}), _PING_S) is None:
         await asyncio.sleep(_ASK_EVERY_S)
-
-
-async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    number = 0
-    while True:
-        # Answers to earlier questions may still lie in the port (guest-sync in QEMU's QGA reference).
-        number += 1
-        answer = await _ask(reader, writer, {"execute": "guest-sync", "arguments": {"id": number}})
-        if answer is not None and answer.get("return") == number:
-            break
     for command in start.guest_agent_commands():
-        answer = await _ask(reader, writer, command, timeout_s=30)
-        if answer is None or "return" not in answer:
-            said = (answer or {}).get("error", {})
-            raise ImageError(
-                f"the image's guest agent refuses guest-exec: {str(said.get('desc', 'no answer'))[:200]}",
-                hint="allow guest-exec in the image, or give it cloud-init or our bootstrap (docs/images.md)",
-            )
-
-
-async def _ask(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, command: dict[str, Any], *, timeout_s: float = 1.0
-) -> dict[str, Any] | None:
-    writer.write(json.dumps(command).encode() + b"\n")
-    try:
-        line = await asyncio.wait_for(reader.readline(), timeout_s)
-    except TimeoutError:
-        return None
-    if not line:
-        raise OSError("the VM closed the port")
-    answer = json.loads(line)
-    return answer if isinstance(answer, dict) else None
+        try:
+            await asyncio.to_thread(ask, json.dumps(command), _EXEC_S)
+        except ImageError as error:
+            error.hint = "allow guest-exec in the image, or give it cloud-init or our bootstrap (docs/images.md)"
+            raise

@@ -19,7 +19,8 @@ def wnodes_image_fetch(source: str, into: Path, deadline: float, progress: Calla
     :param source: an URL or an absolute path from the catalogue.
     :param into: the file to write or to go on with; what is already there is a valid prefix.
     :param deadline: ``time.monotonic()`` value after which to give up.
-    :param progress: call it with (bytes so far, bytes in all or 0).
+    :param progress: call it with (bytes so far, bytes in all or 0), and with a smaller number
+        *before* cutting the file: it is being hashed through a map.
     :returns: True when the file is complete, None if this source is of another kind.
     :raises FetchError: this source cannot deliver; the next one is tried.
     """

@@ -87,11 +87,20 @@ def wnodes_lrms_live_parse(text: str) -> frozenset[str]:
 
 
 @hookspec(firstresult=True)
+def wnodes_lrms_advertise_query(node: str) -> Sequence[str]:
+    """Called before ``wnodes_lrms_advertise``: the argv that makes the LRMS print what the node has now.
+
+    :param node: the LRMS's name of this worker node.
+    """
+
+
+@hookspec(firstresult=True)
 def wnodes_lrms_advertise(node: str, capacity: dict[str, Any]) -> Sequence[Sequence[str]]:
     """Called when the node's images or capacity changed: argv lists that publish them.
 
     :param node: the LRMS's name of this worker node.
-    :param capacity: ``images`` (names in the cache), ``accel`` (kvm or tcg), ``leases`` (number).
+    :param capacity: ``images`` (names in the cache), ``accel`` (kvm or tcg), ``leases`` (number),
+        ``published`` (what ``wnodes_lrms_advertise_query`` printed).
     """
 
 

@@ -16,10 +16,11 @@ def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any]) -
 
     :param mount: host folder and guest folder.
     :param socket_path: Unix socket of a virtio-serial port reserved for this mount.
-    :param guest: facts the guest's agent told (``kernel``, ``sshfs``, ``fuse``, ``port``).
-    :returns: ``{"process": {pid, started}, "argv": [...], "tools": {...}}``: the gateway that
-        now serves it on the host and the command that the agent runs as guest root to mount
-        it; None to leave it to another provider.
+    :param guest: facts the guest's agent told (``kernel``, ``sshfs``, ``machine``) and ``port``.
+    :returns: ``{"provider", "process": {pid, started}, "guest": [...], "notice"}``: the gateway
+        that now serves it on the host, the commands that the agent runs as guest root to mount
+        it (arguments of ``GuestChannel.run``), words for the user or ''; None to leave it to
+        another provider.
     :raises MountDenied: the source is not a folder the user can read.
     """
 

@@ -41,6 +41,18 @@ def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
 
 
 @hookspec(firstresult=True)
+def wnodes_vm_ask_agent(vm: Vm, command: str, timeout_s: int) -> str | None:
+    """Called while an ordinary cloud image boots: ask QEMU's guest agent in it, in JSON.
+
+    :param vm: as given to ``wnodes_vm_start``, in the same process.
+    :param command: one command of QEMU's guest agent protocol.
+    :param timeout_s: how long it may take.
+    :returns: its answer, or None while no agent is there.
+    :raises ImageError: the agent refuses the command.
+    """
+
+
+@hookspec(firstresult=True)
 def wnodes_vm_stop(vm: Vm) -> bool | None:
     """Called to end the VM at once, in any process with the right to; idempotent.
 

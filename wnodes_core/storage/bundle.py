@@ -15,7 +15,7 @@ from typing import Any
 from wnodes_core.errors import CommandError, NoProvider
 from wnodes_core.tools import run
 
-FOLDER = "/run/wnodes/tools"
+FOLDER = "/usr/lib/wnodes/tools"
 PROGRAM = "/usr/bin/sshfs"
 _LIBRARY = re.compile(r"^\s*(?:(\S+) => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 _LOADER = re.compile(rb"/lib[^\0]{0,80}/ld-linux[^\0]{0,40}\.so\.\d+")

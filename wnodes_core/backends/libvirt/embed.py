@@ -20,6 +20,7 @@ from typing import Any
 # Read when libvirt is loaded. Its warnings ("tainted: high-privileges") would go to the job's stderr.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:stderr")
 import libvirt  # type: ignore[import-untyped]  # noqa: E402, I001
+import libvirt_qemu  # type: ignore[import-untyped]  # noqa: E402
 
 from wnodes_core.api import errors
 from wnodes_core.backends.libvirt import memory
@@ -86,6 +87,23 @@ def pause(name: str, paused: bool) -> bool:
             return False
         raise _translate(error, f"VM {name}") from error
     return True
+
+
+def ask_guest_agent(name: str, command: str, timeout_s: int) -> str | None:
+    """Ask QEMU's own guest agent in a domain of this process; None while there is nobody to answer.
+
+    libvirt itself sits on that port (it knows the name), so nobody else can speak to it.
+    """
+    domain = _domains.get(name)
+    if domain is None:
+        return None
+    try:
+        return str(libvirt_qemu.qemuAgentCommand(domain, command, timeout_s, 0))
+    except libvirt.libvirtError as error:
+        missing = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED, libvirt.VIR_ERR_NO_DOMAIN)
+        if error.get_error_code() in (*missing, libvirt.VIR_ERR_OPERATION_INVALID):
+            return None
+        raise errors.ImageError(f"{name}: QEMU's guest agent refuses: {error}") from error
 
 
 def learn(root: Path, emulator: str, arch: str, state_dir: str) -> None:

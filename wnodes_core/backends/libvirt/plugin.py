@@ -50,6 +50,13 @@ def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
 
 
 @hookimpl
+def wnodes_vm_ask_agent(vm: Vm, command: str, timeout_s: int) -> str | None:
+    """Ask QEMU's guest agent in a VM that this process started."""
+    embed = sys.modules.get("wnodes_core.backends.libvirt.embed")
+    return embed.ask_guest_agent(vm.name, command, timeout_s) if embed else None
+
+
+@hookimpl
 def wnodes_vm_stop(vm: Vm) -> bool:
     """End the VM's QEMU, whoever started it and wherever that got to."""
     return _end(vm.name)
