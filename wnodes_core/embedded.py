@@ -74,9 +74,9 @@ def sweep() -> list[Exception]:
 
 def undo(folder: Path) -> list[Exception]:
     """Undo one dead lease by its journal and remove its folder; idempotent."""
-    hook = Plugins(scan=False).hook
     errors: list[Exception] = []
     if (folder / "journal").exists():
+        hook = Plugins().hook  # a stranger's plug-in may have made what is to be undone
         journal = Journal(folder / "journal")
         errors = journal.undo(lambda resource: undo_one(resource, hook))
         journal.close()

@@ -6,7 +6,8 @@ launcher, and has its grace. It ends when its lease ends (told by wnodesd, or, e
 last launcher has gone), or with its VM.
 
 Started by the launcher as ``python -I -m wnodes_core.keeper`` with a JSON object on stdin:
-``{"plan": {…}, "token": "…", "daemon": "/run/wnodes/wnodesd.sock"}``; no token = embedded.
+``{"plan": {…}, "token": "…", "daemon": "/run/wnodes/wnodesd.sock"}``; no token = embedded, and
+then ``"launcher"`` is the pid of the launcher, with which the lease ends.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ CONSOLE_CHECK_S = 5.0
 class Keeper:
     """One lease, from plan to clean end."""
 
-    def __init__(self, plan: Plan, hook: Any, holding: Holding | None) -> None:
+    def __init__(self, plan: Plan, hook: Any, holding: Holding | None, launcher: int = 0) -> None:
         self.plan = plan
         self.hook = hook
         self.holding = holding
+        self.launcher = launcher  # embedded: our parent, whose end is the lease's
         self.trace = Trace()
         self.state = "starting"
         self.reason = ""
@@ -67,6 +69,8 @@ class Keeper:
         await self.relay.start()
         if self.holding:
             self.holding.start(on_end=self.end)
+        if self.launcher:
+            self._follow(self.launcher)
         try:
             running = await self._start_unless_ended()
             if running:
@@ -118,6 +122,22 @@ class Keeper:
         """End the lease now; the first reason counts."""
         self.reason = self.reason or reason
         self._end.set()
+
+    def _follow(self, launcher: int) -> None:
+        """End with the launcher, also with one that is killed before it has connected."""
+        try:
+            fd = os.pidfd_open(launcher)
+        except ProcessLookupError:
+            fd = -1
+        if os.getppid() != launcher:  # it has gone, and its pid may be another's
+            self.end("the launcher has gone")
+        if fd >= 0:
+            asyncio.get_running_loop().add_reader(fd, self._launcher_ended, fd)
+
+    def _launcher_ended(self, fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(fd)
+        os.close(fd)
+        self.end("the launcher has gone")
 
     def _launchers_gone(self) -> None:
         if self.holding is None:
@@ -211,16 +231,16 @@ def main() -> int:
     try:
         if holding:
             holding.claim()
-        asyncio.run(_run(plan, holding, tuple(given.get("disabled", ()))))
+        asyncio.run(_run(plan, holding, given))
     except Exception:
         log.exception("keeper of %s failed", plan.lease)
         return 1
     return 0
 
 
-async def _run(plan: Plan, holding: Holding | None, disabled: tuple[str, ...]) -> None:
-    hook = Plugins(disabled=disabled).hook
-    await Keeper(plan, hook, holding).run()
+async def _run(plan: Plan, holding: Holding | None, given: dict[str, Any]) -> None:
+    hook = Plugins(disabled=tuple(given.get("disabled", ()))).hook
+    await Keeper(plan, hook, holding, int(given.get("launcher", 0))).run()
 
 
 if __name__ == "__main__":

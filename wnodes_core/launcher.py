@@ -106,6 +106,14 @@ def start_keeper(given: dict[str, Any], *, leave_family: bool) -> int:
     return pid
 
 
+def keeper_gone(pid: int) -> bool:
+    """Whether the keeper that ``start_keeper`` gave as ours has ended; it is not reaped by asking."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
 def _become_keeper(receive: int, send: int, leave_family: bool) -> NoReturn:
     try:
         os.setsid()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,10 @@ def _run_in_vm(args: argparse.Namespace, command: Command, closed: tuple[int, ..
     try:
         job = embedded.own_job(lease, work_dir="" if args.no_workdir else command.cwd)
         with _image_and_plan(args, settings, job, folder, trace, progress) as plan:
-            given = {"plan": plan, "disabled": list(settings.plugins.disabled)}
+            given = {"plan": plan, "disabled": list(settings.plugins.disabled), "launcher": os.getpid()}
             pid = launcher.start_keeper(given, leave_family=False)
-            end = client.run(f"{folder}/keeper.sock", command, closed=closed, progress=progress)
+            gone = partial(launcher.keeper_gone, pid)
+            end = client.run(f"{folder}/keeper.sock", command, closed=closed, progress=progress, gone=gone)
             trace.steps += _trace_of(folder)
     finally:
         embedded.warn(embedded.wait_for_keeper(pid, folder) if pid else embedded.undo(Path(folder)))

@@ -61,22 +61,23 @@ def run(
     closed: Sequence[int] = (),
     progress: Callable[[str], None] | None = None,
     connect_timeout_s: float = 10.0,
+    gone: Callable[[], bool] = lambda: False,
 ) -> Exit:
     """Run ``command`` in the guest behind the keeper's socket and return how it ended.
 
-    ``closed`` is what ``reserve_stdio`` returned; ``progress`` gets what goes on before the guest is ready.
-    A deadly signal that arrives before the command runs is returned as its ending.
+    ``closed`` is what ``reserve_stdio`` returned; ``progress`` gets what goes on before the guest is ready;
+    ``gone`` says that the keeper is dead, so that there is none to wait for. A deadly signal that arrives before the command runs is returned as its ending.
 
     Raises ChannelLost, or the keeper's own error.
     """
-    client = _Client(_connect(os.fspath(path), connect_timeout_s), command, closed, progress)
+    client = _Client(_connect(os.fspath(path), connect_timeout_s, gone), command, closed, progress)
     try:
         return client.run()
     finally:
         client.close()
 
 
-def _connect(path: str, timeout_s: float) -> socket.socket:
+def _connect(path: str, timeout_s: float, gone: Callable[[], bool]) -> socket.socket:
     deadline = time.monotonic() + timeout_s
     while True:
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -84,7 +85,7 @@ def _connect(path: str, timeout_s: float) -> socket.socket:
             link.connect(path)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             link.close()
-            if time.monotonic() > deadline:
+            if gone() or time.monotonic() > deadline:
                 raise ChannelLost(f"{path}: no keeper answers: {error.strerror}") from error
             time.sleep(0.01)
             continue
