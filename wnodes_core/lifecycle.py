@@ -146,12 +146,14 @@ class Lifecycle:
             if death.done():
                 raise GuestPanic(f"the VM ended while it started{self.console_tail()}")
             raise BootTimeout(f"the guest did not answer within {self.plan.boot_timeout_s:g} s{self.console_tail()}")
-        except ChannelLost as error:
+        except (ChannelLost, ConnectionError) as error:
             # A closed channel is what a dying QEMU shows first: give its end a moment to be seen.
             await asyncio.wait({death}, timeout=2)
             if death.done():
                 raise GuestPanic(f"the VM ended while it started{self.console_tail()}") from error
-            raise
+            if isinstance(error, ChannelLost):
+                raise
+            raise ChannelLost(f"the VM's ports do not answer: {error}") from error
         finally:
             for each in (task, death):
                 each.cancel()
