@@ -25,13 +25,14 @@ from wnodes_slurm.lab import Lab
 WORK = Path(os.environ.get("WNODES_WORK", "/var/lib/wnodes-work"))
 DEMO = WORK / "demo"
 BIN = Path(sys.executable).parent
-SOCKET = "/run/wnodes/wnodesd.sock"
+RUN = DEMO / "run"
+SOCKET = str(RUN / "wnodesd.sock")
 USER = "wnodes-demo"
 JOB = Path(__file__).resolve().parent / "demo-job.sh"
 CONFIG = """\
 # The demo's settings, as an admin would write /etc/wnodes/wnodes.yaml
 state_dir: {demo}/state
-run_dir: /run/wnodes
+run_dir: {demo}/run
 lrms:
   slurm:
     environment:
@@ -123,7 +124,7 @@ def run_job(lab: Lab, user: pwd.struct_passwd) -> None:
     for path in (folder, *folder.iterdir()):
         os.chown(path, user.pw_uid, user.pw_gid)
     with step(f"{USER}$ sbatch --vm-image=debian12 job.sh"):
-        job = submit(lab, folder, "--mem=1200", "--vm-image=debian12", "job.sh")
+        job = submit(lab, folder, "--mem=1000", "--vm-image=debian12", "job.sh")
         bare = submit(lab, folder, "--mem=100", "--output=bare.out", "--wrap=uname -r; hostname")
         shown = wait_for(lab, job)
     with step("The job's output (a guest's kernel, not this host's)"):
@@ -190,15 +191,15 @@ def main() -> int:
             add_image()
         user = make_user(stack)
         lab = Lab(DEMO / "slurm")
-        with step("Start a Slurm of our own on loopback: munged, slurmctld, slurmd"):
-            stack.callback(lab.down)
-            lab.up()
         with step("Start wnodesd"):
             start_wnodesd(stack)
         with step("Enable the Slurm adapter, as an admin would"):
-            prefix, conf = str(DEMO / "slurm-hooks"), str(lab.conf)
-            print(wnodes("slurm", "install", "--apply", "--prefix", prefix, "--slurm-conf", conf))
-            restart(lab)
+            lab.write()
+            stack.callback(lab.down)
+            where = ["--prefix", str(DEMO / "slurm-hooks"), "--run-dir", str(RUN), "--slurm-conf", str(lab.conf)]
+            print(wnodes("slurm", "install", "--apply", *where))
+        with step("Start a Slurm of our own on loopback: munged, slurmctld, slurmd"):
+            lab.start()
         run_job(lab, user)
         if options.keep:
             input(f"\nKept running; SLURM_CONF={lab.conf}. Press Enter to stop everything. ")
@@ -208,20 +209,6 @@ def main() -> int:
     print("\n== Left behind: " + ("nothing: no process, mount, socket or lease" if not left else "\n   ".join(["", *left])))
     print(f"\ndemo: {'done' if not left else 'FAILED'} in {time.monotonic() - _began:.0f} s; {DEMO}/job.out is the job's output")
     return 1 if left else 0
-
-
-def restart(lab: Lab) -> None:
-    """Let the daemons read the new lines of slurm.conf."""
-    lab.run(["scontrol", "reconfigure"])
-    for node in lab.node_names:
-        lab.kill_node(node, signal.SIGTERM)
-    deadline = time.monotonic() + 20
-    for node in lab.node_names:
-        while any(node in p.command and "slurmd" in p.command[0] for p in processes.table()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        lab.start_node(node)
-    while "idle" not in lab.run(["sinfo", "-h", "-o", "%t"]) and time.monotonic() < deadline:
-        time.sleep(0.1)
 
 
 if __name__ == "__main__":

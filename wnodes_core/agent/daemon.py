@@ -21,6 +21,7 @@ from typing import Any
 from wnodes_core import processes
 from wnodes_core.agent import leases
 from wnodes_core.agent.ending import Undoer
+from wnodes_core.agent.history import History
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.metrics import Metrics
 from wnodes_core.agent.verdicts import Verdicts
@@ -58,6 +59,7 @@ class Daemon:
         self.parts = parts
         self.settings = parts.settings
         self.leases: dict[str, Lease] = {}
+        self.history = History(self.settings.state_dir)
         self.metrics = Metrics(self.leases.values)
         self.verdicts = Verdicts(f"{self.settings.state_dir}/requeues.json")
         self.undoer = Undoer(parts.store)
@@ -211,6 +213,7 @@ class Daemon:
     async def _ended_well(self, lease: Lease, job_over: bool) -> None:
         if job_over:
             self.leases.pop(lease.id, None)
+            await self.quick(self.history.add, lease.shown())
             self.say(lease, "gone")
             return
         lease.state = State.OVER

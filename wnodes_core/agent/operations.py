@@ -121,10 +121,11 @@ class Operations:
         return {"ok": True, "pending": lease.state is State.ENDING}
 
     async def leases(self, connection: Connection, message: dict[str, Any]) -> Reply:
-        """All leases for root, their own for others."""
+        """All leases for root, their own for others; with ``ended``, those that are over too."""
         uid = connection.peer.uid
+        ended = self._daemon.history.of(uid) if message.get("ended") else []
         shown = [lease.shown() for lease in self._daemon.leases.values() if uid in (0, lease.job.uid)]
-        return {"ok": True, "leases": shown}
+        return {"ok": True, "leases": ended + shown}
 
     async def status(self, connection: Connection, message: dict[str, Any]) -> Reply:
         """What this daemon is and how it fares."""

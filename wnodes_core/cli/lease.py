@@ -36,14 +36,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_looking(group: Any) -> None:
-    _add(
+    listing = _add(
         group,
         "list",
         _list,
         "list the leases",
         "List the leases on this node, oldest first.",
-        "wnodes lease list --json",
+        "wnodes lease list --json\nwnodes lease list --ended",
     )
+    listing.add_argument("--ended", action="store_true", help="also those that are over")
     _add(group, "show", _show, "show all that is known of a lease", "Show one lease in full.", "wnodes lease show 1234")
     _add(
         group,
@@ -98,7 +99,7 @@ def _count(text: str) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    found = leases.all_leases()
+    found = leases.all_leases(ended=args.ended)
     if args.json:
         output.print_json([{key: lease[key] for key in leases.KEYS} for lease in found])
         return 0

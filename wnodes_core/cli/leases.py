@@ -27,8 +27,8 @@ def daemon_socket() -> str:
     return settings.load().daemon.socket
 
 
-def all_leases() -> list[Lease]:
-    """wnodesd's leases and the embedded ones, oldest first.
+def all_leases(*, ended: bool = False) -> list[Lease]:
+    """wnodesd's leases and the embedded ones, oldest first; with ``ended``, those that are over too.
 
     A daemon that is not there is no error (an embedded user has none); one that does not answer
     is warned of on stderr.
@@ -37,7 +37,7 @@ def all_leases() -> list[Lease]:
     path = daemon_socket()
     if os.path.exists(path):
         try:
-            reply = client.call({"op": "leases"}, path=path, timeout_s=_TIMEOUT_S)
+            reply = client.call({"op": "leases", "ended": ended}, path=path, timeout_s=_TIMEOUT_S)
             found += [_normal(lease, "wnodesd") for lease in reply.get("leases", [])]
         except TransientError as error:
             print(f"wnodes: warning: {clean(error.message)}", file=sys.stderr)
@@ -73,11 +73,13 @@ def one_lease(word: str) -> Lease:
 
     Raises RequestError if there is none, or more than one.
     """
-    found = all_leases()
+    found = all_leases(ended=True)
+    living = [lease for lease in found if lease["state"] != "ended"]
     for matches in (
         [lease for lease in found if lease["id"] == word],
-        [lease for lease in found if word == lease["job_id"]],
-        [lease for lease in found if lease["id"].startswith(word)],
+        [lease for lease in living if word == lease["job_id"]],
+        [lease for lease in living if lease["id"].startswith(word)],
+        [lease for lease in found if word == lease["job_id"]][-1:],  # a job id may have come back
     ):
         if len(matches) == 1:
             return matches[0]

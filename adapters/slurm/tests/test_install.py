@@ -36,7 +36,7 @@ def run(site: install.Site, mode: str) -> int:
     cli.add_parser(parser.add_subparsers())
     argv = ["slurm", "install", f"--{mode}", f"--slurm-conf={site.slurm_conf}", f"--prefix={site.prefix}"]
     args = parser.parse_args([*argv, f"--run-dir={site.run_dir}", f"--python={site.python}"])
-    return int(args.run(args))
+    return int(args.func(args))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

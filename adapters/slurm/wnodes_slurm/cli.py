@@ -21,7 +21,7 @@ examples:
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``slurm`` to the command ``wnodes``; ``args.run(args)`` gives the exit code."""
+    """Add ``slurm`` to the command ``wnodes``; ``args.func(args)`` gives the exit code."""
     parser = subparsers.add_parser("slurm", help="the Slurm adapter: install, check, uninstall")
     actions = parser.add_subparsers(dest="slurm_action", required=True)
     raw = argparse.RawDescriptionHelpFormatter
@@ -40,9 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     action.add_argument("--run-dir", type=Path, default=install.Site.run_dir, help="wnodesd's (default: %(default)s)")
     action.add_argument("--python", default=sys.executable, help="of our environment (default: %(default)s)")
     action.add_argument("--image", action="append", default=[], help="also print node features for this image")
-    action.set_defaults(run=run, mode="dry-run")
+    action.set_defaults(func=run, mode="dry-run")
     lua = actions.add_parser("job-submit", help="print a job_submit.lua that refuses a bad request at submission")
-    lua.set_defaults(run=lambda _: print((install.HERE / "hooks" / "job_submit.lua").read_text(), end="") or 0)
+    lua.set_defaults(func=lambda _: print((install.HERE / "hooks" / "job_submit.lua").read_text(), end="") or 0)
 
 
 def run(args: argparse.Namespace) -> int:
