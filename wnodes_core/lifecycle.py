@@ -175,9 +175,11 @@ class Lifecycle:
 
     def console_tail(self) -> str:
         """The guest's last words for an error message, without control characters, or ''."""
-        text = read_tail(self.plan.console, 2000)
-        clean = "".join(c for c in text if c.isprintable() or c == "\n").strip()
-        lines = "\n".join(f"  console: {line}" for line in clean.splitlines()[-8:])
+        text = read_tail(self.plan.console, 8000)
+        said = "".join(c for c in text if c.isprintable() or c == "\n").strip().splitlines()
+        # A panic's own line says why; the kernel writes a page of addresses after it.
+        panic = next((number for number, line in enumerate(said) if "Kernel panic" in line), -8)
+        lines = "\n".join(f"  console: {line}" for line in said[panic:][:8])
         return f"; its console ended with\n{lines}" if lines else " and wrote nothing to its console"
 
     @contextmanager

@@ -46,13 +46,14 @@ class Stage:
         for path in (self.folder, self.home, self.work):
             os.chown(path, user.pw_uid, user.pw_gid)
         self.number = 0
+        self.groups: tuple[int, ...] = ()  # beyond the user's own
 
     def become(self):
         """Arguments of Popen that make a child the user's."""
         if os.getuid() == self.user.pw_uid:
             return {}
-        groups = os.getgrouplist(self.user.pw_name, self.user.pw_gid)
-        return {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": groups}
+        groups = {*os.getgrouplist(self.user.pw_name, self.user.pw_gid), *self.groups}
+        return {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": sorted(groups)}
 
     def environ(self, **more):
         words = {"HOME": str(self.home), "PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
@@ -103,13 +104,16 @@ class Stage:
 
     # what is left
 
+    def lease_folders(self):
+        """The folders of leases as they are now."""
+        return list(self.leases.glob("local-*"))
+
     def left(self, ledger=None):
         """Everything that a lease should have taken with it: [] is what is wanted."""
         found = [f"{kind} {p.pid}" for kind, p in processes_in(ledger) if processes.alive(p)]
         mark = str(self.leases)
         found += [f"process {p.pid}: {' '.join(p.command)[:200]}" for p in processes.table() if concerns(p, mark)]
-        if self.leases.exists():
-            found += [str(path) for path in self.leases.iterdir() if not path.name.startswith(".")]
+        found += map(str, self.lease_folders())
         for name, table in (("mount", "/proc/self/mountinfo"), ("socket", "/proc/net/unix")):
             found += [f"{name}: {line}" for line in Path(table).read_text().splitlines() if mark in line]
         return found
