@@ -169,7 +169,7 @@ def wait_for(lab: Lab, job: str) -> str:
 
 def left_behind() -> list[str]:
     """Processes, mounts, sockets and lease folders that still name the demo."""
-    words = (str(DEMO), "wnodes-slurm-", "wnodes_core.keeper")
+    words = (str(DEMO), f"{sys.executable} -I -m wnodes_core.keeper")
     found = [f"process {p.pid}: {' '.join(p.command)[:120]}" for p in processes.table()
              if p.pid != os.getpid() and any(w in " ".join(p.command) for w in words) and "demo.py" not in " ".join(p.command)]  # fmt: skip
     found += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(DEMO) in line]

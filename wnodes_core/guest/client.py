@@ -283,6 +283,7 @@ class _Client:
         for host in self._host.values():
             host.close()
         self._flow.close()
+        self._link.close()
         self._socket.close()
         os.close(self._wake)
         os.close(self._waker)

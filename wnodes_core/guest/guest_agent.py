@@ -161,7 +161,7 @@ class Agent:
         """Once the leader has ended: send what its pipes still hold, then the ending."""
         for sub, source in command.flow.sources.items():
             while source.open:
-                if self.link.busy or source.credit <= 0:
+                if self.link.busy or not source.ready:
                     return  # the consumer is slow: nothing may be lost, come again
                 if command.flow.read(sub) < 0:
                     source.close()  # held open by a background process: no more is waited for
@@ -197,6 +197,7 @@ class Agent:
                 os.close(command.master)
         if self.door is not None:
             self.door.close()
+        self.link.close()
         os.close(self._wake)
         os.close(self._waker)
 

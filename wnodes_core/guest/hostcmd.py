@@ -81,7 +81,7 @@ class HostCommand:
             self.pidfd = -1
         for sub, source in self.flow.sources.items():
             while source.open:
-                if self._link.busy or source.credit <= 0:
+                if self._link.busy or not source.ready:
                     return False
                 if self.flow.read(sub) < 0:
                     source.close()

@@ -8,7 +8,9 @@ import select
 import stat
 
 from wnodes_core.guest.pump import Flow, Link
+from wnodes_core.guest.stage import PAGES
 
+_FRAMES = 4  # one source's turn ends after four large frames
 
 class Poller:
     """Waits for a link, flows and extra fds; serves what is ready, fairly."""
@@ -28,7 +30,7 @@ class Poller:
         owners = {}
         for flow in flows:
             for sub, source in flow.sources.items():
-                if source.open and source.credit > 0 and not link.busy:
+                if source.ready and not link.busy:
                     wanted[source.fd] = select.POLLIN
                     owners[source.fd] = (flow, sub, True)
             for sub, sink in flow.sinks.items():
@@ -51,8 +53,11 @@ class Poller:
         if not reads:
             flow.sinks[sub].flush()
             flow.after_write(sub)
-        elif not link.busy and flow.sources[sub].open:
-            flow.read(sub)
+            return
+        source = flow.sources[sub]
+        for _ in range(_FRAMES):
+            if link.busy or not source.ready or flow.read(sub) < PAGES:
+                return
 
     def _register(self, wanted: dict[int, int]) -> None:
         for fd in [fd for fd in self._masks if fd not in wanted]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from typing import Any
 
-from wnodes_core.guest import frames
+from wnodes_core.guest import frames, stage
 
-STAGE = frames.MAX_DATA
 _LATER = (BlockingIOError, InterruptedError)
 
 
@@ -27,14 +27,13 @@ class Link:
     def __init__(self, fd: int, max_control: int) -> None:
         self.fd = fd
         self.parser = frames.Parser(max_control)
-        self._stage = memoryview(bytearray(frames.HEAD + STAGE))
-        self._waiting: deque[memoryview] = deque()
-        self._staged = False
+        self._stage = stage.Stage()
+        self._waiting: deque[Any] = deque()  # frames; None stands for the stage's
 
     @property
     def busy(self) -> bool:
         """Whether the large buffer is taken: read no further source."""
-        return self._staged
+        return self._stage.full
 
     @property
     def pending(self) -> bool:
@@ -47,14 +46,14 @@ class Link:
         if len(self._waiting) == 1:
             self.flush()
 
-    def send_from(self, fd: int, sub: int, stream: int, limit: int) -> int:
-        """Read once from ``fd`` and send it: bytes read, 0 at its end. Raises OSError."""
-        count = os.readv(fd, [self._stage[frames.HEAD : frames.HEAD + min(limit, STAGE)]])
+    def send_from(self, source: Source, sub: int, stream: int) -> int:
+        """Read a source once and send it: bytes read, 0 at its end. Raises OSError."""
+        count = self._stage.load(source.fd, sub, stream, source.credit, source.bulk)
+        source.took(count)
         if count:
-            frames.HEADER.pack_into(self._stage, 0, frames.DATA, sub, 0, stream, count)
-            self._waiting.append(self._stage[: frames.HEAD + count])
-            self._staged = True
-            self.flush()
+            self._waiting.append(None)
+            if len(self._waiting) == 1:
+                self.flush()
         return count
 
     def flush(self) -> None:
@@ -62,19 +61,24 @@ class Link:
         try:
             while self._waiting:
                 view = self._waiting[0]
-                count = os.write(self.fd, view)
-                if count < len(view):
-                    self._waiting[0] = view[count:]
-                    continue
+                if view is None:
+                    self._stage.flush(self.fd)
+                else:
+                    count = os.write(self.fd, view)
+                    if count < len(view):
+                        self._waiting[0] = view[count:]
+                        continue
                 self._waiting.popleft()
-                if view.obj is self._stage.obj:
-                    self._staged = False
         except _LATER:
             return
         except OSError:
             # The other end has gone, but may have said why: reading meets its end, after that.
             self._waiting.clear()
-            self._staged = False
+            self._stage.drop()
+
+    def close(self) -> None:
+        """Let go of what is ours; the fd is not."""
+        self._stage.close()
 
     def read(self):  # type: ignore[no-untyped-def]  # a generator of frames
         """Yield the frames that have come. Raises LinkClosed, ProtocolError."""
@@ -101,9 +105,31 @@ class Source:
 
     def __init__(self, fd: int, credit: int = 0) -> None:
         self.fd = fd
-        self.credit = credit
-        self.sent = 0
+        self.credit = 0
         self.open = True
+        self.bulk = False  # it gives much at a time: whole pages are worth waiting for
+        self._most = 0
+        self.grant(credit)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be read now."""
+        return self.open and self.credit >= (stage.PAGES if self.bulk else 1)
+
+    def grant(self, amount: int) -> None:
+        """So many more bytes may be sent."""
+        self.credit += amount
+        self._most = max(self._most, self.credit)
+
+    def took(self, count: int) -> None:
+        """So many were read: is it a program that writes in bulk?"""
+        self.credit -= count
+        # A window of four frames: three quarters of it come back at the latest (see Sink), so
+        # that waiting for one frame's credit ends.
+        if count >= stage.PAGES:
+            self.bulk = self._most >= 4 * stage.PAGES
+        elif count < stage.PAGES // 8:
+            self.bulk = False
 
     def close(self) -> None:
         """Read no more."""
@@ -210,7 +236,7 @@ class Flow:
         elif kind == frames.EOF and sub in self.sinks:
             self.sinks[sub].finish()
         elif kind == frames.CREDIT and sub in self.sources:
-            self.sources[sub].credit += frames.amount_of(bytes(payload))
+            self.sources[sub].grant(frames.amount_of(bytes(payload)))
         elif kind == frames.SHUT and sub in self.sources:
             self.sources[sub].close()
 
@@ -228,13 +254,11 @@ class Flow:
         """Send from one source; -1 when it has nothing now, 0 at its end (EOF is sent)."""
         source = self.sources[sub]
         try:
-            count = self.link.send_from(source.fd, sub, self.stream, source.credit)
+            count = self.link.send_from(source, sub, self.stream)
         except _LATER:
             return -1
         except OSError:  # EIO: the last process of a terminal has gone
             count = 0
-        source.credit -= count
-        source.sent += count
         if count == 0:
             source.close()
             self.link.send(frames.pack(frames.EOF, sub, self.stream))
