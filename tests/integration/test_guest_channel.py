@@ -1,6 +1,6 @@
 """The guest channel in a real guest: what no local process can show.
 
-``guest_channel``: a connected GuestChannel of a booted guest, with ``call`` (runs a coroutine in its loop).
+``guest_channel``: the connected GuestChannel of a booted guest; ``call`` runs a coroutine in its loop.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ pytestmark = pytest.mark.guest
 USER = {"name": "jo", "uid": 4321, "gid": 4321, "home": "/home/jo", "shell": "/bin/sh"}
 GROUPS = [{"name": "jo", "gid": 4321}, {"name": "lab", "gid": 4400}]
 AS_JO = {"uid": 4321, "gid": 4321, "groups": [4321, 4400]}
+
+
+@pytest.fixture
+def call(guest):
+    return lambda coroutine: guest.wait(coroutine, 30)
 
 
 def test_facts(guest_channel):

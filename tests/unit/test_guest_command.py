@@ -85,6 +85,22 @@ def test_a_hundred_megabytes_of_stdout(kit, tmp_path):
     assert (tmp_path / "out").stat().st_size == 100 << 20
 
 
+def test_odd_writes_between_whole_pages_lose_nothing(kit, tmp_path):
+    # Pages go by splice, odd pieces by copy: the seams between them are what could go wrong.
+    code = (
+        "import os,random;r=random.Random(7);b=bytes(range(256))*8192;n=0\n"
+        "while n < 24 << 20:\n"
+        " for s in [1<<20]*2 + [r.choice((1,77,4095,4096,5000,300_001))]:\n"
+        "  o=n%256; n+=os.write(1, b[o:o+s])\n"
+        "os.write(2, b'%d' % n)"
+    )
+    with open(tmp_path / "out", "wb") as out:
+        process = kit.popen(sys.executable, "-c", code, stdout=out, stderr=subprocess.PIPE)
+        size = int(process.communicate(timeout=20)[1])
+    data = (tmp_path / "out").read_bytes()
+    assert len(data) == size and data == (bytes(range(256)) * (size // 256 + 1))[:size]
+
+
 def test_a_stalled_consumer_holds_up_nobody_else(kit):
     stalled = kit.popen("head", "-c", "64M", "/dev/zero", stdout=subprocess.PIPE)
     assert stalled.stdout is not None
@@ -238,7 +254,8 @@ def test_the_reverse_door_runs_only_what_is_allowed(kit):
     kit.call(kit.channel.request("setup", shim=shim, commands=["squeue", "srun"]))
     folder = kit.root / "run/wnodes"
     environ = {"PATH": os.environ["PATH"], "WNODES_DOOR": str(folder / "host.sock"), "MARK": "7"}
-    script = f"echo hello | {folder}/bin/squeue -c 'cat; echo $MARK >&2; exit 9'; echo code $?; {folder}/bin/srun; echo code $?"
+    inner = "'cat; echo $MARK >&2; exit 9'"
+    script = f"echo hello | {folder}/bin/squeue -c {inner}; echo code $?; {folder}/bin/srun; echo code $?"
     done = kit.run("sh", "-c", script, environ=environ, host_commands={"squeue": "/bin/sh"})
     assert done.stdout == b"hello\ncode 9\ncode 126\n"
     assert b"7\n" in done.stderr and b"the host runs no 'srun'" in done.stderr

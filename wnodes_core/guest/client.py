@@ -66,7 +66,8 @@ def run(
     """Run ``command`` in the guest behind the keeper's socket and return how it ended.
 
     ``closed`` is what ``reserve_stdio`` returned; ``progress`` gets what goes on before the guest is ready;
-    ``gone`` says that the keeper is dead, so that there is none to wait for. A deadly signal that arrives before the command runs is returned as its ending.
+    ``gone`` says that the keeper is dead, so that there is none to wait for. A
+    deadly signal that arrives before the command runs is returned as its ending.
 
     Raises ChannelLost, or the keeper's own error.
     """
