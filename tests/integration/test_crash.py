@@ -5,14 +5,16 @@ The fake backend plays QEMU, everything else is real: launcher, keeper, agent, g
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from lease_stage import fake_images, lines_in, stage_fixture, until  # noqa: E402, F401 - fixtures
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+from guests import LOCK  # noqa: E402
+from lease_stage import WNODES, fake_images, lines_in, stage_fixture, until  # noqa: E402, F401 - fixtures
 
 LIFE = [
     *("making disk", "made disk", "making vm", "made vm", "making attachment", "made attachment"),
@@ -143,3 +145,60 @@ def test_the_sweep_spares_the_living(stage):
         out, err = launcher.communicate(b"still here\n", timeout=15)
     assert (launcher.returncode, out) == (0, b"still here\n"), err
     assert stage.left(ledger) == []
+
+
+# the same with a real guest in QEMU, by real libvirt
+
+REAL = {
+    "before-the-overlay": (LIFE.index("making disk") + 1, "after"),
+    "after-the-overlay": (LIFE.index("made disk") + 1, "after"),
+    "before-the-vm": (LIFE.index("making vm") + 1, "after"),
+    "vm-started-but-not-noted": (LIFE.index("made vm") + 1, "before"),
+    "while-booting": (LIFE.index("made vm") + 1, "after"),
+    "gateway-started-but-not-noted": (LIFE.index("made attachment") + 1, "before"),
+    "with-the-mount": (RUNNING, "after"),
+}
+
+
+@pytest.fixture(scope="module")
+def real_image(stage, minimal_image):
+    """The small guest in the user's store; while it is wanted no other test boots one."""
+    boot = minimal_image.boot
+    kernel = ["--kernel", boot.kernel, "--initrd", boot.initrd, "--cmdline", boot.cmdline]
+    stage.run(WNODES, "image", "add", "-q", *kernel, "real", minimal_image.path)
+    with open(LOCK, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield "real"
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("moment", REAL.values(), ids=REAL)
+@pytest.mark.parametrize("victim", ["both", "keeper"])
+def test_real_guest_killed_at(stage, real_image, moment, victim):
+    line, when = moment
+    orders, ledger = stage.orders(fake=False, victim=victim, line=line, when=when)
+    done = stage.run(*stage.play(orders, "run", "--image", real_image, "--", "echo", "ran"), check=False)
+    assert (done.returncode, done.stdout) == (-9 if victim == "both" else 125, b""), done.stderr
+    if victim == "both":
+        until(lambda: len(lines_in(ledger)) >= line - (when == "before"), "the keeper has come so far")
+        assert stage.left(ledger) != []
+        stage.sweep(fake=False)
+    assert stage.left(ledger) == []
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("victim", ["keeper", "launcher", "both", "vm"])
+def test_real_guest_killed_while_the_command_runs(stage, real_image, victim):
+    orders, ledger = stage.orders(fake=False)
+    words = ["run", "-q", "--image", real_image, "--", "sh", "-c", "echo up; sleep 600"]
+    with stage.start(*stage.play(orders, *words)) as launcher:
+        assert launcher.stdout.readline() == b"up\n"
+        stage.kill(ledger, "keeper", victim in ("keeper", "both"))
+        stage.kill(ledger, "vm", victim == "vm")
+        if victim in ("launcher", "both"):
+            launcher.kill()
+        code = launcher.wait(15)
+    assert code == (125 if victim in ("keeper", "vm") else -9)
+    if victim == "both":
+        stage.sweep(fake=False)
+    stage.wait_for_nothing(ledger, patience_s=5 if victim == "launcher" else 0)
