@@ -249,13 +249,39 @@ def test_setup_makes_the_user_once(kit):
     assert (etc / "group").read_text() == "jo:x:2001:\nlab:x:3001:jo\n"
 
 
+def test_only_the_first_command_ends_the_trace(tmp_path):
+    kit = guest_kit.Kit(tmp_path)
+    phases = []
+    try:
+        kit.start()
+        kit.relay.on_phase = lambda name, seconds: phases.append((name, seconds))
+        kit.run("sh", "-c", "echo; sleep 0.2")
+        kit.run("true")
+    finally:
+        kit.close()
+    assert [name for name, _ in phases] == ["first instruction", "run"]
+    assert 0 < phases[0][1] < 0.2 <= phases[1][1] < 2
+
+
+def test_a_command_that_never_began_has_no_phase(tmp_path):
+    kit = guest_kit.Kit(tmp_path)
+    phases = []
+    try:
+        kit.start()
+        kit.relay.on_phase = lambda *phase: phases.append(phase)
+        assert kit.run("/no/such").returncode == 127
+    finally:
+        kit.close()
+    assert phases == []
+
+
 def test_the_reverse_door_runs_only_what_is_allowed(kit):
     shim = (guest_kit.GUEST / "guest_shim.py").read_text()
     kit.call(kit.channel.request("setup", shim=shim, commands=["squeue", "srun"]))
     folder = kit.root / "run/wnodes"
     environ = {"PATH": os.environ["PATH"], "WNODES_DOOR": str(folder / "host.sock"), "MARK": "7"}
     inner = "'cat; echo $MARK >&2; exit 9'"
-    script = f"echo hello | {folder}/bin/squeue -c {inner}; echo code $?; {folder}/bin/srun; echo code $?"
+    script = f"echo hello | squeue -c {inner}; echo code $?; srun; echo code $?"
     done = kit.run("sh", "-c", script, environ=environ, host_commands={"squeue": "/bin/sh"})
     assert done.stdout == b"hello\ncode 9\ncode 126\n"
     assert b"7\n" in done.stderr and b"the host runs no 'srun'" in done.stderr

@@ -29,6 +29,7 @@ class Agent:
         self.lost_s = 60.0
         self.commands: dict[int, guest_exec.Command] = {}
         self.door: guest_door.Door | None = None
+        self._bin = ""  # where the host's commands stand in for those of the image
         self._poller = poller.Poller()
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._wake, False)
@@ -104,7 +105,10 @@ class Agent:
         self.link.send(frames.pack(kind, 0, stream, guest_json.dumps(answer)))
 
     def _exec(self, stream: int, args: dict[str, Any]) -> None:
-        args["environ"]["WNODES_EXEC"] = str(stream)
+        environ = args["environ"]
+        environ["WNODES_EXEC"] = str(stream)
+        if self._bin and not args.get("linger") and self._bin not in environ.get("PATH", self._bin).split(":"):
+            environ["PATH"] = self._bin + ":" + environ["PATH"]
         try:
             command = guest_exec.spawn(self.link, stream, args)
         except (OSError, ValueError) as error:
@@ -236,6 +240,7 @@ class Agent:
             if "/" in name or name.startswith("."):
                 raise ValueError("command %r: want a plain name" % name)
             guest_exec.put_file(folder + "/bin/" + name, shim.encode("utf-8"), 0o755, -1, -1)
+            self._bin = folder + "/bin"
         if self.door is None:
             self.door = guest_door.Door(folder + "/host.sock")
 

@@ -12,6 +12,7 @@ from wnodes_core.guest.stage import PAGES
 
 _FRAMES = 4  # one source's turn ends after four large frames
 
+
 class Poller:
     """Waits for a link, flows and extra fds; serves what is ready, fairly."""
 

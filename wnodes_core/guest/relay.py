@@ -19,6 +19,7 @@ from typing import Any
 from wnodes_core.errors import ChannelLost, WnodesError
 from wnodes_core.guest import frames
 from wnodes_core.guest.channel import GuestChannel, decode
+from wnodes_core.guest.first import FirstCommand
 
 _MAX_BACKLOG = 64 << 20  # frames but DATA that a launcher or the guest lets pile up: a peer gone mad
 _PASSED = (frames.DATA, frames.EOF, frames.CREDIT, frames.SHUT)
@@ -34,6 +35,8 @@ class Relay:
         self.on_first: Callable[[], None] = lambda: None
         self.on_last_closed: Callable[[], None] = lambda: None
         self.on_pause: PauseHook | None = None
+        self.on_phase: Callable[[str, float], None] = lambda name, seconds: None
+        self.first = FirstCommand(lambda name, seconds: self.on_phase(name, seconds))
         self.channel: GuestChannel | None = None
         self.launchers: list[Launcher] = []  # oldest first
         self._error: WnodesError | None = None
@@ -209,6 +212,7 @@ class Launcher(asyncio.BufferedProtocol):
             window = int(decode(payload).get("window", frames.WINDOW))
             self._granted.update({(inner, 1): window, (inner, 2): window})
             self._names[inner] = stream
+            self._relay.first.opened(inner)
             channel.send(kind, sub, inner, payload)
             return
         inner = stream if stream & frames.GUEST_BIT else self._to_guest.get(stream, 0)
@@ -229,16 +233,18 @@ class Launcher(asyncio.BufferedProtocol):
     # from the guest
 
     def _from_guest(self, kind: int, sub: int, inner: int, payload: Any) -> None:
+        ending: dict[str, Any] = {}
         if kind == frames.DATA:
             left = self._granted.get((inner, sub), 0) - len(payload)
             if left < 0:
                 raise frames.ProtocolError(f"{-left} bytes more than were granted")
             self._granted[inner, sub] = left
         elif kind in (frames.EXIT, frames.REPLY) or (kind == frames.CONTROL and inner & frames.GUEST_BIT):
-            decode(payload)
+            ending = decode(payload)
         elif kind not in _PASSED:
             raise frames.ProtocolError(f"frame of type {kind} from the guest")
         self._send(kind, sub, self._names.get(inner, inner), payload)
+        self._relay.first.saw(kind, inner, lambda: ending.get("error"))
         if kind == frames.EXIT:
             self._over(inner)
 
