@@ -72,8 +72,9 @@ def _built(kind: str, name: str, agent: str) -> Image:
 def image_store(minimal_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A store that holds the small guest as ``debian12:latest``."""
     from wnodes_core.images.store import Store
+    from wnodes_core.plugins import Plugins
 
-    store = Store(tmp_path_factory.mktemp("store"))
+    store = Store(tmp_path_factory.mktemp("store"), Plugins(scan=False).hook)
     boot = minimal_image.boot
     assert boot is not None
     store.add(minimal_image.path, "debian12", kernel=boot.kernel, initrd=boot.initrd, cmdline=boot.cmdline)

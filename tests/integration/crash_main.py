@@ -3,13 +3,14 @@
 ``python -I crash_main.py ORDERS.json WNODES-ARGUMENTS…``; the keeper is this file too. Production
 code knows nothing of any of this. Orders (JSON): ``root`` (folder of leases), ``ledger`` (a file that
 gets each journal line and each process), ``fake`` (the fake backend), ``victim`` (``keeper``,
-``launcher``, ``both``, ``vm`` or ''), ``line`` (from 1) and ``when`` (``before``, ``after``).
+``launcher``, ``both``, ``vm`` or ''), ``line`` (from 1), ``when`` (``before``, ``after``) and ``delay_s`` (so long after the line).
 """
 
 import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from wnodes_core import embedded, keeper, processes
@@ -78,7 +79,7 @@ def deadly_journal(scene):
             super()._append(op, resource)
             scene.note(line=f"{op} {resource.kind}")
             if due and scene.when == "after":
-                scene.strike()
+                threading.Timer(scene.delay_s, scene.strike).start() if scene.delay_s else scene.strike()
 
         def learn(self, resource):
             attachment = resource.data.get("attachment")

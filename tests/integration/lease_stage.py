@@ -84,7 +84,8 @@ class Stage:
         path, ledger = self.folder / f"orders{self.number}", self.folder / f"ledger{self.number}"
         ledger.touch()
         os.chown(ledger, self.user.pw_uid, self.user.pw_gid)
-        base = {"root": str(self.leases), "ledger": str(ledger), "fake": True, "victim": "", "line": 0, "when": "after"}
+        base = {"root": str(self.leases), "ledger": str(ledger), "fake": True}
+        base |= {"victim": "", "line": 0, "when": "after", "delay_s": 0}
         path.write_text(json.dumps(base | orders))
         return path, ledger
 

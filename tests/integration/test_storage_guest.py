@@ -212,4 +212,4 @@ def test_guest_without_sshfs_mounts_with_the_hosts(guest: Any, mount_it: Callabl
     (home / "data").write_text("data")
     mount_it(home, "/own tools", own_tools=True)
     assert guest.run("cat '/own tools/data'").stdout == b"data"
-    assert b"/run/wnodes/tools/" in guest.run("cat /proc/*/cmdline | tr '\\0' ' '").stdout
+    assert b"/usr/lib/wnodes/tools/" in guest.run("cat /proc/*/cmdline | tr '\\0' ' '").stdout
