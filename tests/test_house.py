@@ -27,6 +27,7 @@ TEXTS = [
 # Lower may not import higher. A module not named here stands above them all.
 LAYERS = (
     {"errors", "phases", "markers"},
+    {"request"},
     {"model"},
     {"hookspecs"},
     {"command", "files", "processes"},

@@ -77,7 +77,7 @@ class Keeper:
                 await self._serve(running)
         except WnodesError as error:
             self._fail(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a bug of ours must reach the user, not only the log
             log.exception("bug")
             self._fail(WnodesError(f"bug in the keeper: {type(error).__name__}: {error}"))
             raise
@@ -232,7 +232,7 @@ def main() -> int:
         if holding:
             holding.claim()
         asyncio.run(_run(plan, holding, given))
-    except Exception:
+    except Exception:  # noqa: BLE001 - the outermost net: nobody is above to hear it, the log is
         log.exception("keeper of %s failed", plan.lease)
         return 1
     return 0

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wnodes_core import model
+from wnodes_core import model, request
 from wnodes_core.errors import BadRequest
 from wnodes_core.model import Boot, Image, ImageRef, Job, Mount, Owner, Process, Trace, VmRequest, parse_size_mib
 
 
 def test_doctests():
-    assert doctest.testmod(model).failed == 0
+    assert doctest.testmod(model).failed == doctest.testmod(request).failed == 0
 
 
 @pytest.mark.parametrize(
