@@ -11,17 +11,21 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wnodes_core import processes
 from wnodes_core.errors import WnodesError
-from wnodes_core.files import private_folder, remove_tree
+from wnodes_core.files import private_folder, remove_tree, write_atomic
 from wnodes_core.journal import Journal
 from wnodes_core.lifecycle import undo_one
 from wnodes_core.model import Job, Process
 from wnodes_core.plugins import Plugins
+
+STARTER = "starter.json"  # who made the folder; it counts until there is a lease.json
+STARTING_S = 60
 
 
 def leases_root() -> Path:
@@ -30,9 +34,13 @@ def leases_root() -> Path:
 
 
 def new_lease() -> tuple[str, str]:
-    """A fresh lease: its id and its private folder."""
+    """A fresh lease of this process's: its id and its private folder."""
     lease = f"local-{os.urandom(4).hex()}"
-    return lease, str(private_folder(leases_root() / lease))
+    folder = private_folder(leases_root() / lease)
+    me = processes.read(os.getpid())
+    starter = {"keeper": {"pid": os.getpid(), "started": me.started if me else 0}}
+    write_atomic(folder / STARTER, json.dumps(starter).encode(), mode=0o600)
+    return lease, str(folder)
 
 
 def own_job(lease: str, *, work_dir: str) -> Job:
@@ -62,8 +70,7 @@ def states() -> Iterator[dict[str, Any]]:
 def sweep() -> list[Exception]:
     """Undo what dead keepers left behind; leases whose keeper lives are not touched.
 
-    A folder without ``lease.json`` belongs to a launcher that is just starting its keeper; it
-    counts as dead when it is older than a minute.
+    A folder that names nobody has just been made; it counts as dead when it is older than a minute.
     """
     errors: list[Exception] = []
     for folder in leases_root().iterdir():
@@ -89,17 +96,20 @@ def undo(folder: Path) -> list[Exception]:
 
 
 def _alive(folder: Path) -> bool:
-    import time
-
+    """Whether the lease's keeper lives, or the launcher that is about to start it (its image may take long)."""
     try:
-        keeper = json.loads((folder / "lease.json").read_text())["keeper"]
+        for name in ("lease.json", STARTER):
+            with contextlib.suppress(FileNotFoundError):
+                return _lives(json.loads((folder / name).read_text()))
+        return time.time() - folder.stat().st_mtime < STARTING_S
     except FileNotFoundError:
-        try:
-            return time.time() - folder.stat().st_mtime < 60
-        except FileNotFoundError:
-            return True  # its own keeper has just removed it
-    except (ValueError, KeyError, OSError):
+        return True  # its own keeper has just removed it
+    except (ValueError, KeyError, TypeError, OSError):
         return False
+
+
+def _lives(facts: dict[str, Any]) -> bool:
+    keeper = facts["keeper"]
     return processes.alive(Process(int(keeper["pid"]), 0, os.getuid(), int(keeper["started"]), "", ()))
 
 

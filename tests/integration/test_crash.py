@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from wnodes_core.processes import alive
+
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 from guests import LOCK  # noqa: E402
-from lease_stage import WNODES, fake_images, lines_in, stage_fixture, until  # noqa: E402, F401 - fixtures
+from lease_stage import WNODES, fake_images, lines_in, processes_in, stage_fixture, until  # noqa: E402, F401 - fixtures
 
 LIFE = [
     *("making disk", "made disk", "making vm", "made vm", "making attachment", "made attachment"),
@@ -202,3 +204,15 @@ def test_real_guest_killed_while_the_command_runs(stage, real_image, victim):
     if victim == "both":
         stage.sweep(fake=False)
     stage.wait_for_nothing(ledger, patience_s=5 if victim == "launcher" else 0)
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.3])
+def test_real_guest_killed_while_libvirt_starts_it(stage, real_image, delay_s):
+    line = LIFE.index("making vm") + 1
+    orders, ledger = stage.orders(fake=False, victim="both", line=line, delay_s=delay_s)
+    done = stage.run(*stage.play(orders, "run", "--image", real_image, "--", "echo", "ran"), check=False)
+    assert (done.returncode, lines_in(ledger)) == (-9, LIFE[:line])
+    until(lambda: not any(kind == "keeper" for kind, p in processes_in(ledger) if alive(p)), "the keeper is dead")
+    stage.sweep(fake=False)
+    assert stage.left(ledger) == []
