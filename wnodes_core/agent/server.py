@@ -16,6 +16,7 @@ import socket
 import sys
 from collections import Counter
 from contextlib import suppress
+from importlib import resources
 from typing import Any, NoReturn
 
 from wnodes_core.agent import leases, logs, protocol
@@ -190,6 +191,12 @@ def serve(parts: Parts) -> NoReturn:
     os._exit(1)
 
 
+def unit() -> str:
+    """The systemd unit, with the path of the ``wnodesd`` that runs here."""
+    text = resources.files(__package__).joinpath("wnodesd.service").read_text()
+    return text.replace("/opt/wnodes/bin/wnodesd", os.path.abspath(os.path.join(os.path.dirname(sys.executable), "wnodesd")))
+
+
 def main() -> int:
     """Entry point of ``wnodesd``."""
     from wnodes_core.agent.parts import default_parts
@@ -198,7 +205,11 @@ def main() -> int:
     parser.add_argument("--config", metavar="PATH", help="settings file (default: /etc/wnodes/wnodes.yaml and conf.d)")
     parser.add_argument("--foreground", action="store_true", help="accepted for habit: it never leaves it")
     parser.add_argument("--log-format", choices=("json", "text"), default="json")
+    parser.add_argument("--print-unit", action="store_true", help="print a systemd unit for this installation, and end")
     arguments = parser.parse_args()
+    if arguments.print_unit:
+        print(unit(), end="")
+        return 0
     try:
         parts = default_parts(arguments.config)
         logs.set_up(arguments.log_format, parts.settings.daemon.log_level)
