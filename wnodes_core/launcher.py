@@ -14,6 +14,7 @@ import base64
 import importlib
 import json
 import os
+import resource
 import shutil
 import sys
 from typing import Any, NoReturn
@@ -23,9 +24,11 @@ from wnodes_core.command import PATH, clean_environment
 from wnodes_core.errors import HostBusy, WnodesError
 from wnodes_core.guest import client
 from wnodes_core.guest.client import Command
+from wnodes_core.guest.hostcmd import for_guest
 
 REFUSED = 125
 LAUNCH_TIMEOUT_S = 3600.0
+LIMITS = ("as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "stack")
 
 
 def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
@@ -36,7 +39,7 @@ def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
         folder = _lease(lrms, f"{run_dir}/wnodesd.sock", task.host_commands)
         command = command_of(
             task.argv,
-            task.environ,
+            for_guest(task.environ),
             carried=task.carried,
             leader_only=task.leader_signals,
             on_tstp="pause",
@@ -77,6 +80,8 @@ def _lease(lrms: str, daemon: str, host_commands: tuple[str, ...]) -> str:
         return folder
     plan = {**grant["plan"], "host_commands": host_commands}
     given = {"plan": plan, "token": grant["token"], "daemon": daemon, "disabled": grant.get("disabled", [])}
+    if grant["home"] == "step":
+        given["launcher"] = os.getpid()  # this task lives as long as the job: the VM ends with it, even by kill -9
     start_keeper(given, leave_family=grant["home"] == "job")
     return folder
 
@@ -145,6 +150,7 @@ def command_of(argv: tuple[str, ...], environ: dict[str, str], *, carried: tuple
         gid=os.getgid(),
         groups=os.getgroups(),
         files=[_carry(path) for path in carried],
+        rlimits={name: list(resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))) for name in LIMITS},
         **{"tty": os.isatty(0) and os.isatty(1), **how},
     )
 
