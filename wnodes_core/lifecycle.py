@@ -62,10 +62,14 @@ class Lifecycle:
         self.announce(f"booting {self.plan.image.name} ({vm.cpus} cpus, {vm.memory_mib} MiB, {vm.accel})")
         with self._timed("boot"):
             channel = await self._while_alive(self._connect())
-        with self._timed("agent"):
-            await self._while_alive(self._set_up(channel))
-        with self._timed("mount"):
-            await self._while_alive(self._mount_all(channel))
+        try:
+            with self._timed("agent"):
+                await self._while_alive(self._set_up(channel))
+            with self._timed("mount"):
+                await self._while_alive(self._mount_all(channel))
+        except BaseException:
+            channel.close()
+            raise
         return Running(vm, self.process, channel)
 
     def stop(self) -> list[Exception]:

@@ -92,6 +92,10 @@ class GuestChannel(asyncio.BufferedProtocol):
             if channel is not None:
                 channel.close()
             raise BootTimeout(f"guest: no answer on its channel within {timeout_s:g} s") from None
+        except asyncio.CancelledError:
+            if channel is not None:
+                channel.close()
+            raise
         left = max(1.0, deadline - time.monotonic())
         channel.facts = await channel.request("hello", timeout_s=left, lost_s=lost_s)
         return channel
