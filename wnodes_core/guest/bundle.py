@@ -10,7 +10,18 @@ import ast
 from functools import lru_cache
 from importlib import resources
 
-MODULES = ("frames", "stage", "pump", "poller", "guest_json", "guest_exec", "guest_users", "guest_door", "guest_agent")
+MODULES = (
+    "frames",
+    "stage",
+    "pump",
+    "poller",
+    "guest_json",
+    "guest_spawn",
+    "guest_exec",
+    "guest_users",
+    "guest_door",
+    "guest_agent",
+)
 _PACKAGE = "wnodes_core.guest"
 _LEFT_OUT = ("__future__", "typing")
 

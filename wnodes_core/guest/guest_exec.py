@@ -10,7 +10,7 @@ import signal
 import struct
 from typing import Any
 
-from wnodes_core.guest import frames, pump
+from wnodes_core.guest import frames, guest_spawn, pump
 
 _SETPIPE = 1031  # F_SETPIPE_SZ: not in the fcntl module before Python 3.10
 _TIOCSCTTY, _TIOCSWINSZ = 0x540E, 0x5414
@@ -111,24 +111,33 @@ def spawn(link: pump.Link, stream: int, args: dict[str, Any]) -> Command:
     """
     put_files(args.get("files", []), args.get("uid", -1), args.get("gid", -1))
     theirs, ours, master = _streams(args)
+    try:
+        pid = guest_spawn.spawn(args, theirs) if guest_spawn.suits(args, theirs) else _fork(args, theirs)
+    except BaseException:
+        for fd in list(ours.values()) + ([master] if master >= 0 else []):
+            os.close(fd)
+        raise
+    finally:
+        for fd in set(theirs) - {-1}:
+            os.close(fd)
+    command = Command(stream, pid, _flow(link, stream, args, ours), master)
+    command.linger = bool(args.get("linger"))
+    return command
+
+
+def _fork(args: dict[str, Any], theirs: list[int]) -> int:
     told, tell = os.pipe()  # closed by a successful exec
     pid = os.fork()
     if pid == 0:
         _become(args, theirs, tell)
     os.close(tell)
-    for fd in set(theirs) - {-1}:
-        os.close(fd)
     problem = os.read(told, 4096)
     os.close(told)
     if problem:
         os.waitpid(pid, 0)
-        for fd in list(ours.values()) + ([master] if master >= 0 else []):
-            os.close(fd)
         number, _, what = problem.decode("utf-8", "surrogateescape").partition(" ")
         raise OSError(int(number), os.strerror(int(number)), what)
-    command = Command(stream, pid, _flow(link, stream, args, ours), master)
-    command.linger = bool(args.get("linger"))
-    return command
+    return pid
 
 
 def _flow(link: pump.Link, stream: int, args: dict[str, Any], ours: dict[int, int]) -> pump.Flow:
@@ -216,6 +225,9 @@ def _limit(limits: dict[str, list[int]]) -> None:
     """Set limits given as {"nofile": [soft, hard]}, -1 for unlimited; without ``resource``, by prlimit(1)."""
     if not limits:
         return
+    with open("/proc/sys/fs/nr_open", "rb") as file:
+        most = int(file.read())  # of open files; a host may allow more than this kernel can
+    limits = {n: [v if n != "nofile" or 0 <= v <= most else most for v in pair] for n, pair in limits.items()}
     try:
         import resource
     except ImportError:
