@@ -70,17 +70,43 @@ def make_user(stack: ExitStack) -> pwd.struct_passwd:
         return pwd.getpwnam(USER)
 
 
-def add_image() -> None:
-    """Enter the image in the node's store; at once if it is there already."""
+def image_words() -> tuple[str, list[str]]:
+    """The built image's tag, and what ``wnodes image add`` needs to know of it."""
     folder = WORK / "images" / "minimal"
     facts = dict(line.strip().partition(": ")[::2] for line in (folder / "image.yaml").read_text().splitlines())
     boot = ["--kernel", f"{folder}/vmlinuz", "--initrd", f"{folder}/initrd", "--cmdline", facts["cmdline"].strip('"')]
     digest = ["--sha256", facts["digest"].removeprefix("sha256:")]
-    more = ["--fact", "os=debian12", "--fact", "agent=builtin"]
     tag = facts["tags"].strip("[]").split(",")[0].strip('"')
-    wnodes("image", "add", f"debian12:{tag}", str(folder / "disk.qcow2"), *boot, *digest, *more, "--quiet")
+    return tag, [str(folder / "disk.qcow2"), *boot, *digest, "--fact", "os=debian12", "--quiet"]
+
+
+def add_image() -> None:
+    """Enter the image in the node's store; at once if it is there already."""
+    tag, words = image_words()
+    wnodes("image", "add", f"debian12:{tag}", *words)
     wnodes("image", "tag", f"debian12:{tag}", "debian12:latest")
     print(wnodes("image", "list"))
+
+
+def run_embedded(user: pwd.struct_passwd) -> None:
+    """``wnodes run`` as the ordinary user: no Slurm, no wnodesd, no root."""
+
+    def as_user(*argv: str) -> None:
+        home = {"HOME": user.pw_dir, "USER": USER, "PATH": f"{BIN}:/usr/bin:/bin"}
+        done = subprocess.run([str(BIN / "wnodes"), *argv], env=home, cwd=user.pw_dir, user=user.pw_uid, group=user.pw_gid,
+                              extra_groups=[], stdin=subprocess.DEVNULL)  # fmt: skip
+        if done.returncode:
+            sys.exit(f"demo: wnodes {argv[0]} ended with {done.returncode}")
+
+    as_user("image", "add", "debian12", *image_words()[1])
+    print(f"   {USER}$ wnodes run --image debian12 --trace -- uname -a", flush=True)
+    as_user("run", "--image", "debian12", "--trace", "--", "uname", "-a")
+
+
+def clear_user(user: pwd.struct_passwd) -> None:
+    """Remove what a user's own runs keep for the next one: capability cache, probe, own store."""
+    for folder in (f"/var/tmp/wnodes-{user.pw_uid}", f"/var/tmp/wnodes-backend-{user.pw_uid}", f"{user.pw_dir}/.cache/wnodes"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def start_wnodesd(stack: ExitStack) -> None:
@@ -201,6 +227,9 @@ def main() -> int:
         with step("Start a Slurm of our own on loopback: munged, slurmctld, slurmd"):
             lab.start()
         run_job(lab, user)
+        with step("The same library without Slurm, wnodesd or root"):
+            stack.callback(clear_user, user)
+            run_embedded(user)
         if options.keep:
             input(f"\nKept running; SLURM_CONF={lab.conf}. Press Enter to stop everything. ")
         with step("Stop everything"):

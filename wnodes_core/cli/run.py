@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,8 @@ def _run_in_vm(args: argparse.Namespace, command: Command, closed: tuple[int, ..
             pid = launcher.start_keeper(given, leave_family=False)
             gone = partial(launcher.keeper_gone, pid)
             end = client.run(f"{folder}/keeper.sock", command, closed=closed, progress=progress, gone=gone)
-            trace.steps += _trace_of(folder)
+            if args.trace:
+                trace.steps += _trace_of(folder)
     finally:
         embedded.warn(embedded.wait_for_keeper(pid, folder) if pid else embedded.undo(Path(folder)))
     return end, trace.table()
@@ -144,10 +145,12 @@ def _accel(wanted: str, settings: Any, hook: Any, progress: Callable[[str], None
     return str(found["accel"])
 
 
-def _trace_of(folder: str) -> list[tuple[str, float]]:
-    """The keeper's part of the trace."""
-    try:
-        steps = json.loads((Path(folder) / "lease.json").read_text())["trace"]
-    except (OSError, ValueError, KeyError):
-        return []
-    return [(name, seconds) for name, seconds in steps]
+def _trace_of(folder: str, wait_s: float = 0.5) -> list[tuple[str, float]]:
+    """The keeper's part of the trace; it may write down the command's end a moment after us."""
+    deadline = time.monotonic() + wait_s
+    steps: list[tuple[str, float]] = []
+    while time.monotonic() < deadline and not any(name == "run" for name, _ in steps):
+        with suppress(OSError, ValueError, KeyError):
+            steps = [(name, seconds) for name, seconds in json.loads((Path(folder) / "lease.json").read_text())["trace"]]
+        time.sleep(0.01)
+    return steps
