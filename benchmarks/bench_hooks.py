@@ -22,7 +22,7 @@ def measure() -> list[Figure]:
 
 
 def _one(name: str) -> Figure:
-    text = (HOOKS / name).read_text().replace("@PYTHON@", sys.executable).replace("@STATE@", "/run/wnodes/slurm")
+    text = (HOOKS / name).read_text().replace("@PYTHON@", sys.executable).replace("@RUN@", "/run/wnodes")
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, name)
         script.write_text(text)

@@ -11,13 +11,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """``value`` in ``unit``; ``target`` as the project's own words; ``ok`` None = no target.
+    """``value`` in ``unit``; ``target`` as the project's own words; ``ok`` None = no target, or no value.
+
+    ``value`` None = it could not be measured, and ``note`` says why.
 
     ``note`` says what it was measured beside, how often, and the physical limit where known.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     target: str = ""
     ok: bool | None = None

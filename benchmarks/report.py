@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import sys
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,35 @@ def measure(chosen: list[str]) -> list[dict[str, Any]]:
     figures = []
     for name in chosen:
         print(f"benchmarks: {name} …", file=sys.stderr, flush=True)
-        for figure in importlib.import_module(f"bench_{name}").measure():
-            plain = figure if isinstance(figure, dict) else figure.to_dict()
-            figures.append({"bench": name, **plain})
+        began = time.monotonic()
+        figures += [{"bench": name, **figure} for figure in _figures_of(name)]
+        print(f"benchmarks: {name} took {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return figures
 
 
+def _figures_of(name: str) -> list[dict[str, Any]]:
+    """One benchmark's figures; one that cannot run says why in a figure and harms no other."""
+    try:
+        found = list(importlib.import_module(f"bench_{name}").measure())
+    except Exception as error:  # noqa: BLE001 - the net below every benchmark: its reason is the figure
+        traceback.print_exc()
+        reason = " ".join(str(error).split())[:300] or "no reason given"
+        return [{"name": name, "value": None, "unit": "", "target": "", "ok": None, "note": f"{type(error).__name__}: {reason}"}]
+    return [figure if isinstance(figure, dict) else figure.to_dict() for figure in found]
+
+
 def _shown(figure: dict[str, Any]) -> list[str]:
-    value = f"{figure['value']:.3g}" if abs(figure["value"]) < 1000 else f"{figure['value']:,.0f}"
     verdict = {True: "yes", False: "**no**", None: ""}[figure.get("ok")]
-    return [figure["name"], f"{value} {figure['unit']}".strip(), figure.get("target", ""), verdict, figure.get("note", "")]
+    row = [figure["name"], _value(figure), figure.get("target", ""), verdict, figure.get("note", "")]
+    return [cell.replace("|", "\\|") for cell in row]
+
+
+def _value(figure: dict[str, Any]) -> str:
+    value = figure["value"]
+    if value is None:
+        return "not measured"
+    shown = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{shown} {figure['unit']}".strip()
 
 
 def table(figures: list[dict[str, Any]]) -> str:
@@ -47,14 +68,15 @@ def table(figures: list[dict[str, Any]]) -> str:
 
 def machine() -> str:
     """The machine in one line."""
-    return f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}, guests under TCG"
 
 
 def update(readme: Path, text: str) -> None:
     """Put the table between the README's markers."""
-    old = readme.read_text()
-    before, _, rest = old.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{readme}: want the lines {BEGIN} and {END}")
     readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
@@ -70,7 +92,7 @@ def main() -> int:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}: want one of {', '.join(names())}")
     figures = measure(args.name or names())
     text = f"Measured with `benchmarks/run` on {machine()}.\n\n{table(figures)}"
-    print(json.dumps(figures, indent=1) if args.json else text)
+    print(json.dumps(figures, indent=1, ensure_ascii=False) if args.json else text)
     if args.update_readme:
         update(HERE.parent / "README.md", text)
     return 0 if all(figure.get("ok") is not False for figure in figures) else 1
