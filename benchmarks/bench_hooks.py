@@ -29,8 +29,10 @@ def _one(name: str) -> Figure:
         script.chmod(0o755)
         hook, bare = in_turn(lambda: _run([str(script)]), lambda: _run(["/usr/bin/python3", "-I", "-c", "pass"]), RUNS)
     ratio = median_ratio(hook, bare)
-    shown = f"{statistics.median(hook) * 1e3:.1f} ms against {statistics.median(bare) * 1e3:.1f} ms, {RUNS} pairs; floor: one dash start"
-    return Figure(f"Slurm {name}, job without a VM, against `python3 -I -c pass`", ratio, "×", "≤ 1.5", ratio <= 1.5, shown)
+    ms = [statistics.median(seconds) * 1e3 for seconds in (hook, bare)]
+    note = f"{ms[0]:.1f} ms against {ms[1]:.1f} ms, {RUNS} pairs; floor: one start of dash"
+    title = f"Slurm {name}, job without a VM, against `python3 -I -c pass`"
+    return Figure(title, ratio, "×", "≤ 1.5", ratio <= 1.5, note)
 
 
 def _run(argv: list[str]) -> None:

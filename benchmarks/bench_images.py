@@ -90,6 +90,7 @@ def _fetch(folder: Path) -> Figure:
 
 
 def _overlays(folder: Path) -> Iterator[Figure]:
+    os.sync()  # qemu-img flushes what it made: it must not wait for other figures' data
     for gib in (1, 100):
         base = folder / f"base{gib}"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, f"{gib}G"], check=True)

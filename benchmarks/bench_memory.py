@@ -9,9 +9,9 @@ from typing import Any
 
 from figure import Figure
 from ground import image, one_guest, slurm_site
+from wnodes_slurm.testing import until
 
 from wnodes_core import processes
-from wnodes_slurm.testing import until
 
 LEASES = 20
 TARGET_MIB = 60.0
@@ -45,7 +45,7 @@ def measure() -> list[Figure]:
             "MiB",
             "",
             None,
-            f"RSS {qemu[0]:.0f} MiB, of it guest RAM {ram:.0f} MiB; TCG's translation buffer, at most 128 MiB, is in it",
+            f"RSS {qemu[0]:.0f} MiB, of it guest RAM {ram:.0f} MiB; TCG's translation buffer, ≤ 128 MiB, is in it",
         ),
     ]
 
@@ -58,8 +58,8 @@ def _figure(name: str, found: tuple[float, float], note: str) -> Figure:
 def _of(pid: int) -> tuple[float, float]:
     """RSS and PSS in MiB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    rss, pss = (int(re.search(rf"^{key}: +(\d+) kB", text, re.MULTILINE)[1]) / 1024 for key in ("Rss", "Pss"))  # type: ignore[index]
-    return rss, pss
+    kib = dict(re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE))
+    return int(kib["Rss"]) / 1024, int(kib["Pss"]) / 1024
 
 
 def _guest_ram(pid: int) -> float:

@@ -29,8 +29,9 @@ def measure() -> list[Figure]:
     added = statistics.median(a - b for a, b in zip(vm, bare, strict=True))
     last = ", ".join(f"{step} {seconds:.2f}" for step, seconds in traces[-1])
     note = (
-        f"{statistics.median(vm):.2f} s against {statistics.median(bare):.2f} s, `sbatch` called → job out of `squeue`, {PAIRS} pairs in turn, "
-        f"2 cpus; phases of the last {last}; limit: the guest's own boot"
+        f"{statistics.median(vm):.2f} s against {statistics.median(bare):.2f} s, "
+        f"`sbatch` called → job out of `squeue`, {PAIRS} pairs, 2 cpus; "
+        f"phases of the last: {last}; limit: the guest's own boot"
     )
     return [Figure("Slurm job with a VM minus the same job without", added, "s", "", None, note)]
 
@@ -41,7 +42,7 @@ def _job(site: Any, name: str) -> tuple[float, list[tuple[str, float]]]:
     fields = site.ended(job)
     seconds = time.perf_counter() - began
     if fields["JobState"] != "COMPLETED":
-        raise RuntimeError(f"job {job} {'with' if name else 'without'} a VM: {fields['JobState']}: {site.output(job)[-500:]}")
+        raise RuntimeError(f"job {job} with image {name!r}: {fields['JobState']}: {site.output(job)[-500:]}")
     return seconds, site.lease(job).get("trace", []) if name else []
 
 

@@ -13,6 +13,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from figure import Figure
+
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
@@ -24,7 +26,6 @@ def names() -> list[str]:
 
 def measure(chosen: list[str]) -> list[dict[str, Any]]:
     """Run the chosen benchmarks, one after the other."""
-    sys.path.insert(0, str(HERE))
     figures = []
     for name in chosen:
         print(f"benchmarks: {name} …", file=sys.stderr, flush=True)
@@ -41,7 +42,7 @@ def _figures_of(name: str) -> list[dict[str, Any]]:
     except Exception as error:  # noqa: BLE001 - the net below every benchmark: its reason is the figure
         traceback.print_exc()
         reason = " ".join(str(error).split())[:300] or "no reason given"
-        return [{"name": name, "value": None, "unit": "", "target": "", "ok": None, "note": f"{type(error).__name__}: {reason}"}]
+        return [Figure(name, None, "", note=f"{type(error).__name__}: {reason}").to_dict()]
     return [figure if isinstance(figure, dict) else figure.to_dict() for figure in found]
 
 
