@@ -39,7 +39,11 @@ def new_lease() -> tuple[str, str]:
     folder = private_folder(leases_root() / lease)
     me = processes.read(os.getpid())
     starter = {"keeper": {"pid": os.getpid(), "started": me.started if me else 0}}
-    write_atomic(folder / STARTER, json.dumps(starter).encode(), mode=0o600)
+    try:
+        write_atomic(folder / STARTER, json.dumps(starter).encode(), mode=0o600)
+    except BaseException:
+        remove_tree(folder)
+        raise
     return lease, str(folder)
 
 

@@ -18,13 +18,14 @@ import ctypes
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import time
 from typing import Any
 
 from wnodes_core import processes
-from wnodes_core.errors import ChannelLost, GuestPanic, WnodesError
+from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, WnodesError
 from wnodes_core.files import remove_tree, write_atomic
 from wnodes_core.guest.relay import Relay
 from wnodes_core.journal import Journal
@@ -40,8 +41,14 @@ SHRUGGED_OFF = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
     signal.SIGUSR2, signal.SIGALRM, signal.SIGTSTP, signal.SIGXCPU, signal.SIGPIPE,
 )  # fmt: skip
+# The user's soft limits are for the command in the guest: QEMU, which inherits ours, would break on them.
+LIFTED = (
+    resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE,
+    resource.RLIMIT_MEMLOCK, resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC,
+)  # fmt: skip
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 CONSOLE_CHECK_S = 5.0
+HEARD_S = 5.0
 
 
 class Keeper:
@@ -55,6 +62,7 @@ class Keeper:
         self.trace = Trace()
         self.state = "starting"
         self.reason = ""
+        self.failed = False
         self._end = asyncio.Event()
         self.relay = Relay(f"{plan.folder}/keeper.sock")
         self.relay.on_last_closed = self._launchers_gone
@@ -98,7 +106,7 @@ class Keeper:
     async def _serve(self, running: Running) -> None:
         self.relay.ready(running.channel)
         self._tell("running")
-        watched = [
+        watched: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(self._end.wait()),
             asyncio.ensure_future(self.lifecycle.ended()),
             running.channel.lost,
@@ -144,6 +152,7 @@ class Keeper:
             self.end("the last launcher has gone")
 
     def _fail(self, error: WnodesError) -> None:
+        self.failed = True
         self._tell("failed", error)
         self.relay.fail(error)
 
@@ -166,6 +175,8 @@ class Keeper:
 
     async def _tear_down(self) -> None:
         self._tell("ending")
+        if self.failed:
+            await self._be_heard()
         await self.relay.stop()
         errors = await asyncio.to_thread(self.lifecycle.stop)
         for error in errors:
@@ -175,6 +186,13 @@ class Keeper:
         elif not errors:
             self.journal.close()
             remove_tree(self.plan.folder)
+
+    async def _be_heard(self) -> None:
+        """Wait a moment for the launcher that started us, so that it learns why there is no VM."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (self.relay.met, self._end)]
+        await asyncio.wait(waits, timeout=HEARD_S, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
 
     def _facts(self, state: str, error: WnodesError | None = None) -> dict[str, Any]:
         facts: dict[str, Any] = {"event": "state", "state": state, "trace": self.trace.steps, "reason": self.reason}
@@ -204,13 +222,20 @@ class Keeper:
             "since": time.time(),
             **facts,
         }
-        write_atomic(f"{self.plan.folder}/lease.json", json.dumps(lease).encode(), mode=0o600)
+        try:
+            write_atomic(f"{self.plan.folder}/lease.json", json.dumps(lease).encode(), mode=0o600)
+        except (StateDirFull, OSError) as full:
+            # It is for people to read; a full disk must not keep us from taking the VM down.
+            log.warning("lease.json: %s", full)
 
 
 def _settle_in(folder: str) -> None:
     """Become a process that outlives what started it, and the parent of the daemonised QEMU."""
     os.umask(0o077)
     os.chdir(folder)
+    for limit in LIFTED:
+        hard = resource.getrlimit(limit)[1]
+        resource.setrlimit(limit, (hard, hard))
     for number in SHRUGGED_OFF:
         signal.signal(number, signal.SIG_IGN)
     # libvirt daemonises QEMU; as subreaper we stay its ancestor, which keeps it in the process

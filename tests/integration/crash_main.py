@@ -3,7 +3,8 @@
 ``python -I crash_main.py ORDERS.json WNODES-ARGUMENTS…``; the keeper is this file too. Production
 code knows nothing of any of this. Orders (JSON): ``root`` (folder of leases), ``ledger`` (a file that
 gets each journal line and each process), ``fake`` (the fake backend), ``victim`` (``keeper``,
-``launcher``, ``both``, ``vm`` or ''), ``line`` (from 1), ``when`` (``before``, ``after``) and ``delay_s`` (so long after the line).
+``launcher``, ``both``, ``vm``, ``disk`` for the space in root, or ''), ``line`` (from 1), ``when``
+(``before``, ``after``) and ``delay_s`` (so long after the line).
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from wnodes_core import embedded, keeper, processes
@@ -62,10 +64,18 @@ class Scene:
     def strike(self):
         if self.victim in ("launcher", "both"):
             os.kill(self.launcher, signal.SIGKILL)
+        if self.victim == "disk":
+            self.fill()
         if self.victim == "vm" and self.vm is not None:
             processes.kill(self.vm)
         if self.victim in ("keeper", "both"):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def fill(self):
+        """Leave no byte on the file system of the leases."""
+        with suppress(OSError), open(f"{self.root}/.filler", "wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
 
 
 def deadly_journal(scene):

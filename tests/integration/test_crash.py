@@ -149,6 +149,64 @@ def test_the_sweep_spares_the_living(stage):
     assert stage.left(ledger) == []
 
 
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("never-boots", "did not answer within 1 s; its console ended with\n  console: fake guest: booting"),
+        ("panics", "the VM ended while it started; its console ended with\n  console: Kernel panic - not syncing"),
+        ("dies", "the fake QEMU ended as it started"),
+        ("cut-channel", "guest channel"),
+    ],
+)
+def test_a_failing_guest_ends_in_a_message_and_leaves_nothing(stage, image, words):
+    config = stage.folder / "impatient.yaml"
+    config.write_text("vm: {boot_timeout_s: 1s}\n" if image == "never-boots" else "")
+    orders, ledger = stage.orders()
+    argv = stage.play(orders, "run", "--image", image, "--", "head", "-c", "1000000", "/dev/zero")
+    done = stage.run(*argv, check=False, environ=stage.environ(WNODES_CONFIG=config))
+    assert done.returncode == 125
+    assert words in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    assert b"bug" not in done.stderr
+    assert stage.left(ledger) == []
+
+
+@pytest.fixture
+def small_disk(stage):
+    """The leases on a file system of 1 MiB."""
+    small, leases = stage.folder / "small", stage.leases
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=1m,uid={stage.user.pw_uid}", "none", small], check=True)
+    stage.leases = small / "l"
+    yield
+    stage.leases = leases
+    subprocess.run(["umount", small], check=True)
+    small.rmdir()
+
+
+@every_moment
+def test_disk_full(stage, small_disk, moment):
+    line, when = moment
+    orders, ledger = stage.orders(victim="disk", line=line, when=when)
+    done = run(stage, orders)
+    assert stage.left(ledger) == [], done.stderr
+    if done.returncode:
+        assert (done.returncode, done.stdout) == (125, b"")
+        # The fake guest writes its files there too, and may be the first to trip.
+        assert b"No space left on device" in done.stderr or b"the VM ended while it started" in done.stderr
+    else:  # a line or two still fit in the journal's last block
+        assert done.stdout == b"from the guest\n"
+
+
+def test_disk_full_from_the_beginning(stage, small_disk):
+    stage.run("sh", "-c", 'mkdir -m 700 "$1"; cat /dev/zero > "$1/.filler"; true', "sh", stage.leases)
+    orders, ledger = stage.orders()
+    done = run(stage, orders)
+    assert done.returncode == 125
+    assert b"No space left on device\n  hint: free space" in done.stderr
+    assert stage.left(ledger) == []
+
+
 # the same with a real guest in QEMU, by real libvirt
 
 REAL = {

@@ -244,14 +244,16 @@ class _Client:
                 self._terminal.enter()
 
     def _half_close(self) -> None:
-        """A stream that the command has closed is closed here too, so that our reader sees its end."""
-        for sub in (1, 2):
-            sink = self._flow.sinks.get(sub)
-            if sink is not None and not sink.open and sub not in self._closed and self._ending is None:
-                self._closed = (*self._closed, sub)
-                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-                os.dup2(null, sub)
-                os.close(null)
+        """Stdout is closed here too once the command has closed it, so that our reader sees its end.
+
+        Stderr is not: should the VM be lost, that is where we say so.
+        """
+        sink = self._flow.sinks.get(1)
+        if sink is not None and not sink.open and 1 not in self._closed and self._ending is None:
+            self._closed = (*self._closed, 1)
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, 1)
+            os.close(null)
 
     def _finish_output(self) -> None:
         """The command is over; its last output still goes where it belongs, however slowly."""

@@ -39,6 +39,7 @@ class Relay:
         self.first = FirstCommand(lambda name, seconds: self.on_phase(name, seconds))
         self.channel: GuestChannel | None = None
         self.launchers: list[Launcher] = []  # oldest first
+        self.met = asyncio.Event()  # a launcher has connected, now or earlier
         self._error: WnodesError | None = None
         self._said: list[str] = []
         self._server: asyncio.Server | None = None
@@ -91,6 +92,7 @@ class Relay:
 
     def joined(self, launcher: Launcher) -> None:
         """A launcher has connected."""
+        self.met.set()
         self.launchers.append(launcher)
         if self._error is not None:
             launcher.fail(self._error)
