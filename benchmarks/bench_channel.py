@@ -49,6 +49,7 @@ until ip link show eth0 >/dev/null 2>&1; do sleep 0.1; done
 ip addr add 10.0.2.15/24 dev eth0; ip link set eth0 up
 chmod 600 /tmp/ssh/host; chown -R 0:0 /tmp/ssh
 LD_LIBRARY_PATH=/tmp/ssh/lib /tmp/ssh/sshd -f /tmp/ssh/config
+until grep -q ':0016 ' /proc/net/tcp; do sleep 0.1; done  # a daemon of its own only then
 """
 CONFIG = """HostKey /tmp/ssh/host
 AuthorizedKeysFile /tmp/ssh/user.pub
@@ -114,17 +115,9 @@ def _ways(guest: _NetGuest, folder: Path) -> dict[str, Callable[..., list[str]]]
         "ssh, ControlMaster": lambda *argv: [*shared, "root@127.0.0.1", *argv],
     }
     for way in ways.values():  # the first ssh of a guest pays for cold caches, the shared one connects
-        _until_it_works(way("true"))
+        null = subprocess.DEVNULL
+        subprocess.run(way("true"), check=True, timeout=60, stdin=null, stdout=null, stderr=null)
     return ways
-
-
-def _until_it_works(argv: list[str]) -> None:
-    deadline = time.monotonic() + 30  # sshd listens only after it has become a daemon
-    null = subprocess.DEVNULL
-    while subprocess.run(argv, check=False, timeout=60, stdin=null, stderr=null).returncode:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{argv[0]}: no way into the guest within 30 s")
-        time.sleep(0.1)
 
 
 def _server(folder: Path) -> bytes:
