@@ -13,8 +13,25 @@ from typing import Any
 
 from wnodes_core.guest import frames, pump
 
-# The guest's idea of where programs and libraries are does not hold here.
-_NOT_TAKEN = ("PATH", "LD_", "PYTHON", "WNODES_")
+# The guest's libraries and modules are not this host's: such variables wait under another name
+# until a step that the command starts is back in the guest.
+_NOT_HERE = ("LD_", "PYTHON")
+KEPT = "WNODES_GUEST_"
+
+
+def for_host(environ: Mapping[str, Any]) -> dict[str, str]:
+    """A guest's environment as a command of this host gets it."""
+    taken = {str(k): str(v) for k, v in environ.items() if not str(k).startswith("WNODES_")}
+    return {(KEPT + k if k.startswith(_NOT_HERE) else k): v for k, v in taken.items()}
+
+
+def for_guest(environ: Mapping[str, str]) -> dict[str, str]:
+    """The same environment when a task that such a command started comes back to the guest.
+
+    >>> for_guest(for_host({"LD_PRELOAD": "x.so", "PATH": "/bin"}))
+    {'LD_PRELOAD': 'x.so', 'PATH': '/bin'}
+    """
+    return {k.removeprefix(KEPT): v for k, v in environ.items()}
 
 
 class HostCommand:
@@ -39,8 +56,8 @@ class HostCommand:
         pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
         ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
-        environ = {str(k): str(v) for k, v in request["environ"].items() if not str(k).startswith(_NOT_TAKEN)}
-        environ["PATH"] = command.PATH
+        # PATH stays: sbatch hands it on to other jobs, and srun looks its command up as it would without a VM.
+        environ = {"PATH": command.PATH, **for_host(request["environ"])}
         argv = [program, *map(str, request["argv"][1:])]
         try:
             stdio = dict(zip(("stdin", "stdout", "stderr"), theirs, strict=True))
