@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from wnodes_core import command
 from wnodes_core.backends.libvirt import plugin
 from wnodes_core.errors import HostError, ImageError
-from wnodes_core.guest import strangers
+from wnodes_core.guest import start, strangers
 from wnodes_core.model import Vm
 
 
@@ -45,6 +47,23 @@ def test_the_guest_agent_is_asked_until_it_answers_and_then_given_the_bootstrap(
 
     asyncio.run(strangers.ask_guest_agent(ask))
     assert asked == ["guest-ping"] * 3 + ["guest-exec"]
+
+
+def test_what_the_guest_agent_starts_runs_detached_from_it(tmp_path):
+    """The words of guest-exec with a text of the test's in the bootstrap's place, as any user."""
+    (command,) = start.guest_agent_commands()
+    path, argv = command["arguments"]["path"], command["arguments"]["arg"]
+    assert [path, *argv[:3]] == ["/usr/bin/nice", "-n", "-15", "/usr/bin/python3"]
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    text = f"""
+import os
+with open({str(told)!r}, "w") as file:
+    print(__name__, os.getsid(0) == os.getpid(), *(os.readlink(f"/proc/self/fd/{{n}}") for n in range(3)), file=file)
+"""
+    done = subprocess.run(argv[2:], input=text.encode(), check=True, capture_output=True, timeout=20)
+    assert (done.stdout, done.stderr) == (b"", b"")  # and both were closed, or this would not have returned
+    assert told.read_text() == "__main__ True /dev/null /dev/null /dev/null\n"
 
 
 def test_an_agent_that_forbids_exec_is_the_image_s_fault_with_a_way_out():

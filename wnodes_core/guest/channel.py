@@ -87,6 +87,7 @@ class GuestChannel(asyncio.BufferedProtocol):
                         _, channel = await loop.create_unix_connection(cls, os.fspath(path))
                     except (FileNotFoundError, ConnectionRefusedError):
                         await asyncio.sleep(0.01)
+                bundle.agent_source()  # 40 ms, now while the guest boots and not when it asks
                 await channel._ready
         except TimeoutError:
             if channel is not None:

@@ -269,6 +269,7 @@ def _kill(pid: int, number: int) -> None:
 def _yield_to_jobs() -> None:
     """Do not preempt a job that writes: on one vCPU we would be woken for each page, not each pipeful."""
     try:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)  # start.py may have hurried us through the guest's boot
         os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
     except OSError:
         pass
