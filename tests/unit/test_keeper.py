@@ -104,7 +104,8 @@ def test_a_lease_under_wnodesd_from_start_to_end(stand: Stand, holding: Holding)
     keep(stand, holding)
     assert holding.states == ["starting", "running", "ending", "gone"]
     assert seen[0]["vm_pid"] > 0
-    assert [name for name, _ in holding.told[-1]["trace"]] == ["overlay", "define", "boot", "agent", "mount", "teardown"]
+    phases = [name for name, _ in holding.told[-1]["trace"]]
+    assert phases == ["overlay", "define", "boot", "agent", "mount", "teardown"]
     assert holding.told[-1]["reason"] == "the job is over"
     assert "error" not in holding.told[-1]
     # The folder is wnodesd's to remove, the keeper's socket is not.
@@ -145,7 +146,9 @@ def test_a_failure_is_told_as_the_verdict_it_is(
     assert "console: " in holding.error["message"]
 
 
-def test_a_bug_is_told_and_still_leaves_nothing(stand: Stand, holding: Holding, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_told_and_still_leaves_nothing(
+    stand: Stand, holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: object, channel: object) -> None:
         raise ZeroDivisionError("oops")
 

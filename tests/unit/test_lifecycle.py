@@ -68,7 +68,7 @@ def test_the_guest_has_user_groups_and_ports(stand: Stand) -> None:
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
-        ("never-boots", BootTimeout, "did not answer within 0.5 s; its console ended with\n  console: fake guest: booting"),
+        ("never-boots", BootTimeout, "did not answer within 0.5 s; its console ended with\n  console: fake guest"),
         ("panics", GuestPanic, "the VM ended while it started; its console ended with\n  console: Kernel panic"),
         ("dies", TransientError, "the fake QEMU ended as it started"),
         ("cut-channel", ChannelLost, "guest channel"),
