@@ -170,7 +170,7 @@ class Lifecycle:
             return
         loop = asyncio.get_running_loop()
         gone = loop.create_future()
-        loop.add_reader(fd, lambda: gone.done() or gone.set_result(None))
+        loop.add_reader(fd, _settle, gone)
         try:
             await gone
         finally:
@@ -193,6 +193,11 @@ class Lifecycle:
             yield
         finally:
             self.trace.add(name, time.monotonic() - began)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def undo_one(resource: Resource, hook: Any) -> None:

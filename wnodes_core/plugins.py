@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,11 +124,11 @@ class Plugins:
             raise BrokenPlugin(f"adapter {lrms!r}: {problem}")
 
     def _trace(self) -> None:
-        def before(hook_name: str, methods: list[Any], kwargs: dict[str, Any]) -> None:
+        def before(hook_name: str, methods: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             who = ", ".join(m.plugin_name for m in reversed(methods)) or "nobody"
             print(f"wnodes: trace: {hook_name}({', '.join(kwargs)}) -> {who}", file=sys.stderr)
 
-        def after(outcome: Any, hook_name: str, methods: list[Any], kwargs: dict[str, Any]) -> None:
+        def after(outcome: Any, hook_name: str, methods: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             shown = repr(outcome.exception or outcome.get_result())[:200]
             print(f"wnodes: trace: {hook_name} = {shown}", file=sys.stderr)
 

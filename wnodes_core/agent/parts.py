@@ -14,7 +14,7 @@ from wnodes_core.agent import leases
 from wnodes_core.agent.daemon import Parts
 from wnodes_core.errors import CommandError, LibvirtDown
 from wnodes_core.files import private_folder, write_atomic
-from wnodes_core.images.catalogue import User
+from wnodes_core.images import User
 from wnodes_core.images.layers import node_store
 from wnodes_core.plugins import Plugins
 
