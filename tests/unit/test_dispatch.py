@@ -128,7 +128,8 @@ def test_a_daemon_that_is_down_is_tried_later_and_elsewhere(toy: Path, capsys: p
 def hook(toy: Path, *argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """A hook script in its own process, with an environment of the user's making."""
     # the last line of every hook script, after a path that a test needs and an installation does not
-    script = f"import sys; sys.path.insert(0, {str(toy)!r}); from wnodes_core import hookmain as h; h.main('toy', 'submit')"
+    main = "from wnodes_core import hookmain; hookmain.main('toy', 'submit')"
+    script = f"import sys; sys.path.insert(0, {str(toy)!r}); {main}"
     return subprocess.run(
         [sys.executable, "-I", "-c", script, *argv], env=environ, capture_output=True, text=True, timeout=30
     )

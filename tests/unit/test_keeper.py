@@ -178,7 +178,7 @@ def test_a_channel_that_breaks_under_a_living_vm_is_channel_lost(
     monkeypatch.setattr(Keeper, "_serve", cut)
     keep(stand, holding)
     assert holding.error["kind"] == "ChannelLost"
-    assert "the channel to the guest broke while the job ran" in holding.error["message"]
+    assert "while the job ran; its console ended with" in holding.error["message"]
 
 
 def test_a_chatty_console_is_bounded(stand: Stand, holding: Holding, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,8 @@ def test_a_carried_file_goes_with_its_content(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_was_removed_becomes_the_root(tmp_path: Path) -> None:
-    script = "import os; os.rmdir(os.getcwd()); from wnodes_core import launcher as l; print(l.command_of(('a',), {}).cwd)"
+    ask = "from wnodes_core import launcher; print(launcher.command_of(('a',), {}).cwd)"
+    script = f"import os; os.rmdir(os.getcwd()); {ask}"
     (tmp_path / "gone").mkdir()
     done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path / "gone", capture_output=True, text=True)
     assert done.stdout == "/\n", done.stderr
