@@ -23,9 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wnodes_core.files import full_disk_is_host_error, sync_folder
+from wnodes_core.files import full_disk_is_host_error, sync_folder, write_atomic
 
 MAX_BYTES = 4 << 20  # far above any real lease; a larger file is not ours
+# A user can have the same facts of one lease noted again and again: past this the file is written
+# anew with what is still open, so that it never grows beyond what ``read`` looks at.
+COMPACT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,28 @@ class Journal:
         self.path = Path(path)
         self._open = {(r.kind, r.name): r for r in read(self.path)}
         created = not self.path.exists()
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._fd = os.open(self.path, flags, 0o600)
+        self._size = os.fstat(self._fd).st_size
         if created:
             sync_folder(self.path.parent)
 
     def _append(self, op: str, resource: Resource) -> None:
-        line = {"op": op, "kind": resource.kind, "name": resource.name, "data": dict(resource.data), "at": time.time()}
-        # The newline stands first: a torn last line of a crash is closed off by it.
+        line = _line(op, resource)
+        if self._size + len(line) > COMPACT_BYTES:
+            self._compact()
         with full_disk_is_host_error(self.path.parent):
-            os.write(self._fd, b"\n" + json.dumps(line).encode())
+            os.write(self._fd, line)
             os.fdatasync(self._fd)
+        self._size += len(line)
+
+    def _compact(self) -> None:
+        """Write the file anew with the open resources only: whole or not at all, as any file of ours."""
+        lines = b"".join(_line("made", resource) for resource in self._open.values())
+        write_atomic(self.path, lines, mode=0o600)
+        os.close(self._fd)
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._size = len(lines)
 
     def making(self, kind: str, name: str, /, **data: Any) -> Resource:
         """Record the intent; call it before the effect. Raises StateDirFull."""
@@ -109,7 +123,7 @@ def read(path: str | Path) -> list[Resource]:
     """The open resources of a journal, oldest first. Unreadable lines are skipped."""
     opened: dict[tuple[str, str], Resource] = {}
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hang us
     except FileNotFoundError:
         return []
     with os.fdopen(fd, "rb") as file:
@@ -124,6 +138,12 @@ def read(path: str | Path) -> list[Resource]:
             else:
                 opened[key] = resource
     return list(opened.values())
+
+
+def _line(op: str, resource: Resource) -> bytes:
+    # The newline stands first: a torn last line of a crash is closed off by it.
+    what = {"kind": resource.kind, "name": resource.name, "data": dict(resource.data)}
+    return b"\n" + json.dumps({"op": op, **what, "at": time.time()}).encode()
 
 
 def _entry(line: bytes) -> tuple[str, Resource] | None:

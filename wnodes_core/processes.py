@@ -10,18 +10,27 @@ from contextlib import suppress
 
 from wnodes_core.model import Process
 
+# A user's argv may be 6 MiB of one-letter words, in a thousand processes: as Python objects that
+# is more memory than wnodesd may take. What we look for in one stands at its beginning.
+_COMMAND_BYTES = 16 << 10
+_COMMAND_WORDS = 512
 
-def read(pid: int) -> Process | None:
+
+def read(pid: int, *, command_of_users: bool = True) -> Process | None:
     """The process ``pid`` as it is now, or None if it is gone.
 
-    ``exe`` is '' where we may not look (another user's process, unless we are root).
+    ``exe`` is '' where we may not look (another user's process, unless we are root). Of a command
+    line only the beginning is read. Without ``command_of_users`` only root's have one: a page of a
+    user's may lie in a file system of that user's own, which answers the reader when it likes to.
     """
     try:
+        uid = os.stat(f"/proc/{pid}").st_uid
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            command = file.read()
-        uid = os.stat(f"/proc/{pid}").st_uid
+        command = b""
+        if uid == 0 or command_of_users:
+            with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+                command = file.read(_COMMAND_BYTES)
     except OSError:
         return None
     # The second field is "(comm)" and may itself hold blanks and brackets (proc(5)).
@@ -29,26 +38,26 @@ def read(pid: int) -> Process | None:
     exe = ""
     with suppress(OSError):
         exe = os.readlink(f"/proc/{pid}/exe")
-    words = tuple(word.decode(errors="replace") for word in command.rstrip(b"\0").split(b"\0"))
+    words = tuple(word.decode(errors="replace") for word in command.rstrip(b"\0").split(b"\0", _COMMAND_WORDS))
     return Process(pid, int(rest[1]), uid, int(rest[19]), exe, words)
 
 
-def ancestry(pid: int) -> Iterator[Process]:
+def ancestry(pid: int, *, command_of_users: bool = True) -> Iterator[Process]:
     """The process and its parents up to init, nearest first."""
     seen: set[int] = set()
     while pid > 0 and pid not in seen:
         seen.add(pid)
-        process = read(pid)
+        process = read(pid, command_of_users=command_of_users)
         if process is None:
             return
         yield process
         pid = process.parent
 
 
-def table() -> Iterator[Process]:
+def table(*, command_of_users: bool = True) -> Iterator[Process]:
     """Every process of the machine."""
     for name in os.listdir("/proc"):
-        if name.isdigit() and (process := read(int(name))):
+        if name.isdigit() and (process := read(int(name), command_of_users=command_of_users)):
             yield process
 
 

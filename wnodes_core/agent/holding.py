@@ -30,7 +30,7 @@ class Holding:
         Raises RequestError for anybody but the keeper this lease waits for.
         """
         lease = self._claimed(connection, message)
-        keeper = await self._daemon.quick(processes.read, connection.peer.pid)
+        keeper = await self._daemon.quick(processes.read, connection.peer.pid, command_of_users=False)
         if keeper is None or not identity.peer_alive(connection.peer):
             raise RequestError(f"lease {lease.id}: the keeper ended while it claimed the lease")
         async with lease.lock:
@@ -70,7 +70,7 @@ class Holding:
 
     def _settle(self, lease: Lease, keeper: Process) -> tuple[list[str], Process | None]:
         hook = self._daemon.parts.hook_for(lease.job.lrms)
-        home: Process | None = hook.wnodes_lrms_homes(owner=lease.owner, processes=list(processes.table()))
+        home: Process | None = hook.wnodes_lrms_homes(owner=lease.owner, processes=list(processes.table(command_of_users=False)))
         groups = homes.settle(lease.journal, keeper, home, lease.id, lease.job.job_id)
         return groups, home
 

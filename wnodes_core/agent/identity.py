@@ -19,8 +19,8 @@ def ancestry(peer: Peer) -> list[Process]:
     Raises RequestError if the client is gone or its family does not hold still.
     """
     for _ in range(_TRIES):
-        chain = list(processes.ancestry(peer.pid))
-        again = list(processes.ancestry(peer.pid))
+        chain = list(processes.ancestry(peer.pid, command_of_users=False))
+        again = list(processes.ancestry(peer.pid, command_of_users=False))
         if _same(chain, again) and peer_alive(peer):
             return chain
         if not peer_alive(peer):

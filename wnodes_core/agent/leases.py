@@ -293,4 +293,4 @@ def process_of(peer: Peer) -> Process:
     """A peer as the journal keeps it."""
     from wnodes_core import processes
 
-    return processes.read(peer.pid) or Process(peer.pid, 0, peer.uid, 0, "", ())
+    return processes.read(peer.pid, command_of_users=False) or Process(peer.pid, 0, peer.uid, 0, "", ())
