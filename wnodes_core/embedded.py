@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +60,6 @@ def own_job(lease: str, *, work_dir: str) -> Job:
         user=pwd.getpwuid(uid).pw_name,
         work_dir=work_dir,
     )
-
-
-def states() -> Iterator[dict[str, Any]]:
-    """What ``lease.json`` says in each of this user's lease folders, newest last."""
-    root = Path(f"/var/tmp/wnodes-{os.getuid()}")
-    for folder in sorted(root.glob("*/"), key=lambda path: path.stat().st_mtime):
-        with contextlib.suppress(OSError, ValueError):
-            yield json.loads((folder / "lease.json").read_text())
 
 
 def sweep() -> list[Exception]:
