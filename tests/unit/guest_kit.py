@@ -120,8 +120,13 @@ class Kit:
         """Relay, agent, channel."""
         self.serve()
         self.boot()
-        self.do(self.relay.ready, self.channel)
+        self.do(self._ready)
         return self
+
+    def _ready(self) -> None:
+        """What the keeper does: let the commands in, and end them when the channel is lost."""
+        self.channel.lost.add_done_callback(lambda lost: self.relay.fail(lost.result()))
+        self.relay.ready(self.channel)
 
     def fake_guest(self) -> socket.socket:
         """A channel to a guest that the test plays itself, past its greeting."""
@@ -138,7 +143,7 @@ class Kit:
         port.sendall(b"WNODES-AGENT %s\n" % nonce.encode())
         self.fake_hello(port)
         self.channel = waiting.result(20)
-        self.do(self.relay.ready, self.channel)
+        self.do(self._ready)
         return port
 
     @staticmethod
