@@ -90,6 +90,8 @@ def remove_tree(path: str | Path) -> None:
         return
     except NotADirectoryError:
         os.unlink(path)
+    except RecursionError:
+        raise OSError(errno.ELOOP, "folders nested too deeply", str(path)) from None
 
 
 def read_tail(path: str | Path, limit: int) -> str:

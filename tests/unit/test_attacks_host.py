@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
-from wnodes_core import journal, processes
+from wnodes_core import command, files, journal, processes
+from wnodes_core.agent import ending
 from wnodes_core.journal import Journal
 
 
@@ -62,3 +65,47 @@ def test_a_journal_that_is_a_link_is_not_followed(tmp_path):
     os.symlink(tmp_path / "aim", tmp_path / "journal")
     with pytest.raises(OSError, match="symbolic links"):
         Journal(tmp_path / "journal")
+
+
+@pytest.fixture
+def place():
+    """A root-owned folder that any user may reach, as the parent of the lease folders is."""
+    with tempfile.TemporaryDirectory(prefix="wnodes-attack-") as folder:
+        os.chmod(folder, 0o711)
+        yield Path(folder)
+
+
+def grown(folder: Path, depth: int) -> None:
+    """A tree deeper than Python's stack, and links out of it, of user 12345 where we are root."""
+    script = "import os\nfor _ in range(%d): os.mkdir('d'); os.symlink('%s', 'l'); os.chdir('d')"
+    argv = ["/usr/bin/python3", "-I", "-c", script % (depth, folder.parent / "precious")]
+    folder.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(folder, 12345, 12345)
+        argv = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "--", *argv]
+    subprocess.run(argv, cwd=folder, check=True)
+
+
+def test_a_lease_folder_deeper_than_our_stack_is_removed_and_no_link_followed(place):
+    (place / "precious").mkdir()
+    (place / "precious" / "file").touch()
+    grown(place / "lease", 2000)
+    ending.remove_folder(str(place / "lease"))
+    ending.remove_folder(str(place / "lease"))  # gone already
+    assert [path.name for path in place.iterdir()] == ["precious"]
+    assert (place / "precious" / "file").exists()
+
+
+def test_a_lease_folder_is_emptied_with_its_owners_rights(place, mocker):
+    grown(place / "lease", 1)
+    run = mocker.spy(command, "run")
+    ending.remove_folder(str(place / "lease"))
+    expected = (12345, 12345, ()) if os.geteuid() == 0 else None
+    assert [call.kwargs["become"] for call in run.call_args_list] == [expected]
+
+
+def test_a_tree_that_we_cannot_walk_is_an_error_that_sweepers_expect(place):
+    grown(place / "lease", 2000)
+    with pytest.raises(OSError, match="nested too deeply"):
+        files.remove_tree(place / "lease")
+    subprocess.run(["rm", "-rf", place / "lease"], check=True)

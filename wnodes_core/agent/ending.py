@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from wnodes_core import command, processes
 from wnodes_core.agent import homes, leases
 from wnodes_core.agent.leases import Lease
-from wnodes_core.errors import WnodesError
+from wnodes_core.errors import CommandError, WnodesError
 from wnodes_core.files import remove_tree
 from wnodes_core.journal import Resource
 from wnodes_core.model import Process
@@ -64,7 +66,7 @@ class Undoer:
             case "folder":
                 if failed and lease.tries < PATIENCE:
                     raise WnodesError(f"{resource.name}: kept, the journal in it is needed for the next try")
-                remove_tree(resource.name)
+                remove_folder(resource.name)
             case "marker":
                 leases.remove_marker(lease)
 
@@ -79,6 +81,33 @@ class Undoer:
             kill_left(lease)
         if failure:
             raise failure
+
+
+def remove_folder(folder: str) -> None:
+    """Remove a lease's folder; absent is fine.
+
+    What is in it is a user's: folders a thousand deep, file systems of their own that answer when
+    they like to. So its owner empties it, within a deadline; root only takes what is left then.
+
+    Raises OSError, CommandError if something resists.
+    """
+    try:
+        found = os.lstat(folder)
+    except FileNotFoundError:
+        return
+    become = (found.st_uid, found.st_gid, ()) if os.geteuid() == 0 else None
+    for point in _mounts_below(folder):
+        with suppress(CommandError):
+            command.run(["fusermount3", "-uz", point], timeout_s=5, become=become)
+    command.run(["rm", "-rf", "--", folder], timeout_s=USER_UNDO_S, become=become, check=False)
+    remove_tree(folder)
+
+
+def _mounts_below(folder: str) -> list[str]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        points = [line.split(" ")[4] for line in file]
+    found = (re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point) for point in points)
+    return sorted((point for point in found if point.startswith(folder + "/")), reverse=True)
 
 
 def _rank(resource: Resource) -> int:

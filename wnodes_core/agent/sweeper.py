@@ -13,9 +13,9 @@ from typing import Any
 
 from wnodes_core import command
 from wnodes_core.agent.daemon import Daemon, log
+from wnodes_core.agent.ending import remove_folder
 from wnodes_core.agent.leases import Lease
 from wnodes_core.errors import CommandError, WnodesError
-from wnodes_core.files import remove_tree
 
 QUERY_S = 20.0
 # One answer may be of a controller that has just come up and knows nothing yet.
@@ -122,8 +122,8 @@ class Sweeper:
             if not (root / "journal" / f"{path.name}.jsonl").exists() and path.name not in self._daemon.leases:
                 log.warning("stray folder %s", path, extra={"event": "stray"})
                 try:
-                    remove_tree(path)
-                except OSError as error:
+                    remove_folder(str(path))
+                except (OSError, CommandError) as error:
                     log.error("%s", error, extra={"event": "stray"})
 
 
