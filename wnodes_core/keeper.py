@@ -27,6 +27,7 @@ from typing import Any
 from wnodes_core import processes
 from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, WnodesError
 from wnodes_core.files import remove_tree, write_atomic
+from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.guest.relay import Relay
 from wnodes_core.journal import Journal
 from wnodes_core.keeper_lease import Holding
@@ -117,14 +118,16 @@ class Keeper:
             task.cancel()
         if self._end.is_set():
             return
-        await self._vm_was_lost()
+        await self._vm_was_lost(running.channel)
 
-    async def _vm_was_lost(self) -> None:
+    async def _vm_was_lost(self, channel: GuestChannel) -> None:
         """The guest ended by itself or broke its channel while commands ran in it."""
         with contextlib.suppress(TimeoutError):
+            # A closed channel is what a dying QEMU shows first: give its end a moment to be seen.
             await asyncio.wait_for(self.lifecycle.ended(), 2)
             raise GuestPanic(f"the VM ended while the job ran in it{self.lifecycle.console_tail()}")
-        raise ChannelLost(f"the channel to the guest broke while the job ran{self.lifecycle.console_tail()}")
+        why = channel.lost.result().message if channel.lost.done() else "the VM has gone"
+        raise ChannelLost(f"{why}, while the job ran{self.lifecycle.console_tail()}")
 
     def end(self, reason: str) -> None:
         """End the lease now; the first reason counts."""

@@ -81,10 +81,9 @@ class Relay:
             launcher.fail(self._error)
 
     def ready(self, channel: GuestChannel) -> None:
-        """The guest answers: let the commands in. Its death ends them with ChannelLost."""
+        """The guest answers: let the commands in. When the channel is lost it is for the caller to ``fail`` us."""
         self.channel = channel
         channel.on_open = self._guest_opens
-        channel.lost.add_done_callback(lambda lost: self.fail(lost.result()))
         for launcher in list(self.launchers):
             launcher.go()
 
