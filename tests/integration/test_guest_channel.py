@@ -48,7 +48,7 @@ def test_setup_names_the_guest_and_its_user(guest_channel, call):
         "commands": ["squeue"],
     }
     call(guest_channel.request("setup", **setup))
-    script = "id -un; id -G; uname -n; date +%s; test -x /run/wnodes/bin/squeue"
+    script = "id -un; id -G; uname -n; date +%s; test -x /usr/lib/wnodes/bin/squeue"
     done = call(guest_channel.run(["sh", "-c", script], **AS_JO))
     name, groups, node, clock = done.stdout.decode().split("\n")[:4]
     assert (done.code, name, groups, node) == (0, "jo", "4321 4400", "wn-7")
@@ -58,7 +58,7 @@ def test_setup_names_the_guest_and_its_user(guest_channel, call):
 def test_the_hosts_commands_come_first_for_a_job_and_not_for_root(guest_channel, call):
     call(guest_channel.request("setup", shim=start.shim_text(), commands=["squeue"]))
     where = ["sh", "-c", "command -v squeue"]
-    assert call(guest_channel.run(where, linger=False, **AS_JO)).stdout == b"/run/wnodes/bin/squeue\n"
+    assert call(guest_channel.run(where, linger=False, **AS_JO)).stdout == b"/usr/lib/wnodes/bin/squeue\n"
     assert call(guest_channel.run(where)).stdout == b""
 
 

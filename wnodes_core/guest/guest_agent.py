@@ -235,14 +235,14 @@ class Agent:
         return {}
 
     def _open_door(self, shim: str, names: list[str]) -> None:
-        folder = self.root + "/run/wnodes"
+        folder = self.root + "/usr/lib/wnodes/bin"  # not below /run: systemd guests mount that noexec
         for name in names:
             if "/" in name or name.startswith("."):
                 raise ValueError("command %r: want a plain name" % name)
-            guest_exec.put_file(folder + "/bin/" + name, shim.encode("utf-8"), 0o755, -1, -1)
-            self._bin = folder + "/bin"
+            guest_exec.put_file(folder + "/" + name, shim.encode("utf-8"), 0o755, -1, -1)
+            self._bin = folder
         if self.door is None:
-            self.door = guest_door.Door(folder + "/host.sock")
+            self.door = guest_door.Door(self.root + "/run/wnodes/host.sock")
 
     def verb_write_file(self, stream: int, **file: Any) -> dict[str, Any]:
         """Write one file (``path``, ``content`` in base64, ``mode``, ``uid``, ``gid``)."""
