@@ -13,6 +13,7 @@ import pytest
 
 from wnodes_core import command, files, journal, processes
 from wnodes_core.agent import ending
+from wnodes_core.errors import CommandError
 from wnodes_core.journal import Journal
 
 
@@ -109,3 +110,17 @@ def test_a_tree_that_we_cannot_walk_is_an_error_that_sweepers_expect(place):
     with pytest.raises(OSError, match="nested too deeply"):
         files.remove_tree(place / "lease")
     subprocess.run(["rm", "-rf", place / "lease"], check=True)
+
+
+def test_a_program_that_prints_for_ever_is_ended_before_it_fills_our_memory():
+    tracemalloc.start()
+    with pytest.raises(CommandError, match="printed more than"):
+        command.run(["yes"], timeout_s=30)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * command.MAX_OUTPUT
+
+
+def test_a_program_whose_children_hold_its_output_open_is_not_waited_for():
+    with pytest.raises(CommandError, match="no answer within"):
+        command.run(["/bin/sh", "-c", "exec 9>&2; sleep 3 & exit 0"], timeout_s=0.3)
