@@ -27,9 +27,9 @@ def measure() -> list[Figure]:
         job = site.submit(SCRIPT, "--cpus-per-task=2", f"--mem={JOB_MIB}")
         lease = site.wait_running(job)
         until(lambda: (site.work / "ready").exists(), "sign of life from the job", 60)
-        launcher, keeper, one = _of(_launcher(site)), _of(lease["keeper_pid"]), _of(site.daemon.pid)
-        qemu = _of(lease["vm_pid"])
-        ram = _guest_ram(lease["vm_pid"])
+        launcher, keeper, one = _of(_pid_of(str(site.folder / "hooks" / "launch"))), _of(lease["keeper_pid"]), _of(site.daemon.pid)
+        vm_pid = _pid_of(f"guest=wnodes-{lease['id']},debug-threads=on")
+        qemu, ram = _of(vm_pid), _guest_ram(vm_pid)
         (site.work / "go").touch()
         site.ended(job)
         site.assert_nothing_left()
@@ -70,9 +70,9 @@ def _guest_ram(pid: int) -> float:
     return max(zip(sizes, resident, strict=True))[1] / 1024
 
 
-def _launcher(site: Any) -> int:
-    mark = str(site.folder / "hooks" / "launch")
-    return max(process.pid for process in processes.table() if mark in process.command)
+def _pid_of(word: str) -> int:
+    """The newest process with this word in its argv."""
+    return max(((process.started, process.pid) for process in processes.table() if word in process.command))[1]
 
 
 def _many_leases(site: Any) -> tuple[int, tuple[float, float]]:

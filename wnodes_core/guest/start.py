@@ -54,7 +54,7 @@ def guest_agent_commands() -> Iterator[dict[str, Any]]:
     guest-file calls are forbidden on many distributions, and exec on some (then image or cloud-init).
     """
     # At high priority: the guest still boots, and at equal rights with all its services ours took 6 s to
-    # answer instead of 2. The agent gives it back when it runs (guest_agent.serve).
+    # answer instead of 1.3. The agent gives it back when it runs (guest_agent.serve).
     yield {
         "execute": "guest-exec",
         "arguments": {
