@@ -27,7 +27,8 @@ def measure() -> list[Figure]:
         job = site.submit(SCRIPT, "--cpus-per-task=2", f"--mem={JOB_MIB}")
         lease = site.wait_running(job)
         until(lambda: (site.work / "ready").exists(), "sign of life from the job", 60)
-        launcher, keeper, one = _of(_pid_of(str(site.folder / "hooks" / "launch"))), _of(lease["keeper_pid"]), _of(site.daemon.pid)
+        launcher = _of(_pid_of(str(site.folder / "hooks" / "launch")))
+        keeper, one = _of(lease["keeper_pid"]), _of(site.daemon.pid)
         vm_pid = _pid_of(f"guest=wnodes-{lease['id']},debug-threads=on")
         qemu, ram = _of(vm_pid), _guest_ram(vm_pid)
         (site.work / "go").touch()
@@ -72,7 +73,7 @@ def _guest_ram(pid: int) -> float:
 
 def _pid_of(word: str) -> int:
     """The newest process with this word in its argv."""
-    return max(((process.started, process.pid) for process in processes.table() if word in process.command))[1]
+    return max((process.started, process.pid) for process in processes.table() if word in process.command)[1]
 
 
 def _many_leases(site: Any) -> tuple[int, tuple[float, float]]:
