@@ -15,7 +15,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.guest]
 both = pytest.mark.parametrize("site", ["linuxproc", "cgroup"], indirect=True)
 one = pytest.mark.parametrize("site", ["cgroup"], indirect=True)
 ENDLESS = "echo begun; sleep 1000; echo never"
-COUNT = "n=0; while [ ! -e stop-$SLURM_JOB_ID ]; do echo $((n += 1)) > n-$SLURM_JOB_ID; sleep 0.2; done; echo end; exit 3"
+COUNT = (
+    "n=0; while [ ! -e stop-$SLURM_JOB_ID ]; do echo $((n += 1)) > n-$SLURM_JOB_ID; sleep 0.2; done; echo end; exit 3"
+)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ def _comment(site: Site, job: str) -> str:
 @one
 def test_requeued_job_runs_again_in_a_fresh_vm(site: Site) -> None:
     script = "cat /proc/sys/kernel/random/boot_id; hostname; echo run-$SLURM_RESTART_COUNT\n"
-    job = site.submit(f"{script}[ -n \"$SLURM_RESTART_COUNT\" ] || sleep 1000", "--open-mode=append", "--requeue")
+    job = site.submit(f'{script}[ -n "$SLURM_RESTART_COUNT" ] || sleep 1000', "--open-mode=append", "--requeue")
     first = site.wait_running(job)
     wait_for(lambda: "run-" in site.output(job), "first run")
     site.lab.run(["scontrol", "requeue", job])

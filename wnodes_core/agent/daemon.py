@@ -44,6 +44,8 @@ class Parts:
     make_plan: Callable[..., dict[str, Any]]
     probe: Callable[[], dict[str, Any]]
     person: Callable[[int], Any]  # the image store's view of a uid
+    # Raises LimitExceeded for a job too small for its VM: (request, job, settings, accel).
+    check_size: Callable[..., object] = field(default=lambda *facts: None)
     reload: Callable[[], Any] | None = None
     journal: type[Journal] = Journal
     environ: Callable[[str], dict[str, str]] = field(default=lambda lrms: {"PATH": PATH})
@@ -69,6 +71,7 @@ class Daemon:
         self.advertise_wanted = asyncio.Event()
         self._quick = ThreadPoolExecutor(16, "quick")
         self._slow = ThreadPoolExecutor(32, "slow")
+        self._fetching = ThreadPoolExecutor(64, "fetch")
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def quick(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -78,6 +81,10 @@ class Daemon:
     async def slow(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what may block for minutes in a thread of another pool."""
         return await asyncio.get_running_loop().run_in_executor(self._slow, partial(function, *args, **kwargs))
+
+    async def fetching(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run what waits for an image: a full node of such jobs must not keep others from their end."""
+        return await asyncio.get_running_loop().run_in_executor(self._fetching, partial(function, *args, **kwargs))
 
     def background(self, work: Coroutine[Any, Any, Any], what: str) -> asyncio.Task[Any]:
         """Run a coroutine on its own; a failure is logged, never lost."""

@@ -66,6 +66,7 @@ class Operations:
         request = await daemon.quick(daemon.parts.admit, request, job, daemon.settings, hook)
         # Resolved here only so that an unknown or forbidden image is refused at once.
         await daemon.quick(self.images.resolve, request.image, job.uid)
+        self._check_size(request, job)
         before = daemon.find(lrms, job.job_id, job.node)
         if before and before.state is State.PREPARED and (before.job, before.request) == (job, request):
             return {"ok": True, "lease": before.id}
@@ -75,6 +76,12 @@ class Operations:
         _note(daemon, lease, "admit", time.monotonic() - began)
         self.images.begin(lease)
         return {"ok": True, "lease": lease.id}
+
+    def _check_size(self, request: VmRequest, job: Job) -> None:
+        """Refuse at once, and not only in front of the first task, what is too small for a VM."""
+        accel = self._daemon.accel
+        if accel is not None and accel.done() and not accel.exception():
+            self._daemon.parts.check_size(request, job, self._daemon.settings, accel.result())
 
     def _facts(self, hook: Any, job: Job) -> Job:
         """The job with what the batch system says of it; blocks for its command."""

@@ -57,6 +57,7 @@ def default_parts(config: str | None) -> Parts:
         admit=policy.admit,
         store=node_store(site, hooks("")),
         make_plan=plan.make,
+        check_size=plan.guest_memory_mib,
         probe=lambda: probe(site.accel, site.state_dir, tuple(site.plugins.disabled)),
         person=User.of,
         reload=lambda: settings.load(config, trusted=True),
