@@ -19,7 +19,7 @@ from wnodes_core.agent.launching import Launching
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.protocol import Connection
 from wnodes_core.errors import BadRequest, CommandError, RequestError
-from wnodes_core.model import Job
+from wnodes_core.model import Job, VmRequest
 
 Reply = dict[str, Any] | None
 FINISH_S = 6.0  # an Epilog waits so long at most; the end goes on without it
