@@ -77,6 +77,10 @@ def keeper(path, grant, how):
         say(role="keeper", verdict=line.ask(event="state", state="failed", error=error))
         child.kill()
         os._exit(1)
+    if how == "flap":
+        flap = "".join(json.dumps({"event": "state", "state": s}) + "\n" for s in ("paused", "running"))
+        line.sock.sendall(flap.encode() * 20)
+        say(role="keeper", flapped=True)
     state = {"event": "state", "state": "running", "trace": [["boot", 1.5], ["x" * 90, 2.0]]}
     with suppress(BrokenPipeError):  # the daemon was killed meanwhile, which read() finds next
         line.sock.sendall(json.dumps(state).encode() + b"\n")

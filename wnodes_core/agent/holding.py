@@ -84,13 +84,14 @@ class Holding:
         state = str(message.get("state"))
         if state not in _STATES:
             return
-        before, lease.keeper_state = lease.keeper_state, state
+        lease.keeper_state = state
         self._note_trace(lease, message.get("trace"))
         if state == "failed" and isinstance(message.get("error"), dict):
             told = message["error"]
             error = await self._daemon.fail(lease, from_dict({**told, "message": str(told.get("message"))[:4000]}))
             await connection.send({"op": "verdict", "error": error.to_dict(), "verdict": str(error.verdict)})
-        if state == "running" and before != "running":
+        if state == "running" and not lease.ran:
+            lease.ran = True  # noted once: a keeper that flaps costs us neither syncs nor log
             self._daemon.say(lease, "running")
             await self._daemon.save(lease)
 

@@ -34,7 +34,7 @@ class Images:
         daemon = self._daemon
         try:
             entry = await daemon.quick(self.resolve, lease.request.image, lease.job.uid)
-            image: Image = await daemon.slow(self._ensure, lease, entry)
+            image: Image = await daemon.fetching(self._ensure, lease, entry)
             # Shielded: an end of the lease must not come between intent and effect.
             await asyncio.shield(self._use(lease, entry))
         except WnodesError as error:

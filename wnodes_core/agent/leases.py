@@ -68,6 +68,7 @@ class Lease:
     trace: list[list[Any]] = field(default_factory=list)
     # From here on: this process's memory only.
     keeper_state: str = ""
+    ran: bool = False  # its keeper has said once that the VM runs
     image: Image | None = None
     fetch: asyncio.Task[Image] | None = None
     progress: str = ""

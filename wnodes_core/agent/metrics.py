@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import time
 from collections import Counter as Count
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -20,6 +21,9 @@ from wnodes_core.errors import SettingsError
 PHASES = ("queue", "admit", "image", "overlay", "define", "boot", "agent", "mount", "first", "run", "teardown")
 BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 20, 60, 300, 1800)
 _REQUEST_S = 5.0
+# Any user may connect, and no scraper needs more: open files and time are wnodesd's, not theirs.
+_MAX_SCRAPERS = 32
+_FRESH_S = 1.0
 
 
 class Metrics:
@@ -28,6 +32,8 @@ class Metrics:
     def __init__(self, leases: Callable[[], Iterable[Lease]] = list) -> None:
         self.registry = CollectorRegistry()
         self._leases = leases
+        self._scrapers = 0
+        self._said: tuple[float, bytes] = (-_FRESH_S, b"")
         own = self.registry
         self._states = Gauge("wnodes_leases", "Leases on this node", ["state"], registry=own)
         name = "wnodes_lease_phase_seconds"
@@ -44,11 +50,14 @@ class Metrics:
         self._phase.labels(phase if phase in PHASES else "other").observe(seconds)
 
     def text(self) -> bytes:
-        """The exposition in Prometheus' text format."""
+        """The exposition in Prometheus' text format; no older than a second."""
+        if time.monotonic() - self._said[0] < _FRESH_S:
+            return self._said[1]
         counted = Count(str(lease.state) for lease in self._leases())
         for state in State:
             self._states.labels(str(state)).set(counted.get(str(state), 0))
-        return bytes(generate_latest(self.registry))
+        self._said = (time.monotonic(), bytes(generate_latest(self.registry)))
+        return self._said[1]
 
     async def serve(self, where: str) -> asyncio.AbstractServer:
         """Answer ``GET /metrics`` on ``unix:PATH`` or ``127.0.0.1:PORT``.
@@ -66,6 +75,10 @@ class Metrics:
         return await asyncio.start_server(self._answer, host, port, limit=8192)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._scrapers >= _MAX_SCRAPERS:
+            writer.transport.abort()
+            return
+        self._scrapers += 1
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _REQUEST_S)
             status, body = self._reply(head.split(b" ", 2))
@@ -76,6 +89,7 @@ class Metrics:
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:
+            self._scrapers -= 1
             writer.close()
 
     def _reply(self, words: list[bytes]) -> tuple[str, bytes]:
