@@ -136,15 +136,19 @@ def test_slurm_accounts_and_holds_the_vm_of_batch_and_of_srun_jobs(site: Site) -
         srun = str(wait_for(lambda: site.lab.run(["squeue", "-h", "-n", "stepjob", "-o", "%A"]).strip(), "srun's job"))
         leases = {"batch": site.wait_running(batch), "extern": site.wait_running(srun)}
         assert (leases["batch"]["home"], leases["extern"]["home"]) == ("step", "job")
-        for name, job in (("batch", batch), ("extern", srun)):
-            if site.lab.cgroup:
-                _check_cgroups(leases[name], job, f"step_{name}")
-            if name == "batch" or site.lab.cgroup:  # jobacct_gather/linux sees no process outside a step's family
-                wait_for(lambda: _accounted(site, f"{job}.{name}"), f"use of {job}.{name}: {_sstat(site, job)}", 30)
+        _check_held(site, leases["batch"], batch, "batch")
+        _check_held(site, leases["extern"], srun, "extern")
         site.run_as(["scancel", batch, srun])
         site.ended(batch)
         site.ended(srun)
     _free(site)
+
+
+def _check_held(site: Site, lease: dict, job: str, step: str) -> None:
+    if site.lab.cgroup:
+        _check_cgroups(lease, job, f"step_{step}")
+    if step == "batch" or site.lab.cgroup:  # jobacct_gather/linux sees no process outside a step's family
+        wait_for(lambda: _accounted(site, f"{job}.{step}"), f"use of {job}.{step}: {_sstat(site, job)}", 30)
 
 
 def _check_cgroups(lease: dict, job: str, step: str) -> None:
@@ -205,7 +209,8 @@ def _stands_still(path: Path) -> str:
 
 @one
 def test_two_jobs_on_the_node_have_two_vms(site: Site) -> None:
-    script = "hostname; cat /proc/sys/kernel/random/boot_id; touch here-$SLURM_JOB_ID; until [ -e here-{} ]; do sleep 0.1; done"
+    wait = "touch here-$SLURM_JOB_ID; until [ -e here-{} ]; do sleep 0.1; done"
+    script = f"hostname; cat /proc/sys/kernel/random/boot_id; {wait}"
     first = site.submit(script.format("two"))
     second = site.submit(script.format(first))
     wait_for((site.work / f"here-{second}").exists, "second VM beside the first", 60)
