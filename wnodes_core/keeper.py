@@ -6,8 +6,8 @@ launcher, and has its grace. It ends when its lease ends (told by wnodesd, or, e
 last launcher has gone), or with its VM.
 
 Started by the launcher as ``python -I -m wnodes_core.keeper`` with a JSON object on stdin:
-``{"plan": {…}, "token": "…", "daemon": "/run/wnodes/wnodesd.sock"}``; no token = embedded, and
-then ``"launcher"`` is the pid of the launcher, with which the lease ends.
+``{"plan": {…}, "token": "…", "daemon": "/run/wnodes/wnodesd.sock"}``; no token = embedded.
+``"launcher"`` is the pid of our parent, if the lease ends with it: embedded, or a job-long step.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Keeper:
         self.plan = plan
         self.hook = hook
         self.holding = holding
-        self.launcher = launcher  # embedded: our parent, whose end is the lease's
+        self.launcher = launcher  # our parent, if its end is the lease's
         self.trace = Trace()
         self.state = "starting"
         self.reason = ""
