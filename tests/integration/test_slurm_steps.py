@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 from slurm_site import Site, wait_for
+from wnodes_slurm.testing import until
 
 from wnodes_core import command
 from wnodes_core.model import Image
-from wnodes_slurm.testing import until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.guest]
 ID = "/proc/sys/kernel/random/boot_id"
 HOST = Path(ID).read_text().strip()
-MARKED = "t() { echo \"@@$1\"; }\n"
+MARKED = 't() { echo "@@$1"; }\n'
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +117,9 @@ t unset; unset ${{!SLURM_SPANK*}} ${{!SPANK*}} ${{!WNODES*}}; srun cat {ID}
 t squeue; squeue -h -o '%i %T'
 t scontrol; scontrol -o show job $SLURM_JOB_ID
 t sbatch; sbatch --parsable --output=second-%j --wrap 'cat {ID}; echo "$PATH"'
-t refused; ln -s /run/wnodes/bin/srun /tmp/bash; /tmp/bash -c id; echo $?
-t path; mkdir /tmp/bin; printf '#!/bin/sh\\necho mine $LD_LIBRARY_PATH $PYTHONPATH\\n' > /tmp/bin/wn-tool; chmod 755 /tmp/bin/wn-tool
+t refused; ln -s /usr/lib/wnodes/bin/srun /tmp/bash; /tmp/bash -c id; echo $?
+t path; mkdir /tmp/bin; printf '#!/bin/sh\\necho mine $LD_LIBRARY_PATH $PYTHONPATH\\n' > /tmp/bin/wn-tool
+chmod 755 /tmp/bin/wn-tool
 PATH=/tmp/bin:$PATH LD_LIBRARY_PATH=/tmp/lib PYTHONPATH=/tmp/py srun wn-tool
 t cancel; scancel $SLURM_JOB_ID; sleep 30; echo still
 """
@@ -149,7 +150,8 @@ def test_all_steps_of_a_job_share_one_vm_and_nothing_typed_inside_leaves_it(site
 FIDELITY = """
 t args; printf '%s\\n' "$@"; basename "$0"
 t self; id -u; id -g; id -G; umask; ulimit -n; ulimit -c; pwd; echo $TMPDIR; readlink /proc/self/fd/0; wc -c
-t env; echo $SLURM_JOB_ID $SLURM_JOB_NAME $SLURMD_NODENAME $SLURM_PROCID $SLURM_CPUS_ON_NODE; printf '%s\\n' "$ODD"; set | grep -c ^WNODES_ARGV0
+t env; echo $SLURM_JOB_ID $SLURM_JOB_NAME $SLURMD_NODENAME $SLURM_PROCID $SLURM_CPUS_ON_NODE; printf '%s\\n' "$ODD"
+set | grep -c ^WNODES_ARGV0
 t code; srun sh -c 'exit 9'; echo $?
 t segv; srun sh -c 'kill -SEGV $$'; echo $?
 t binary; head -c 5000000 /dev/urandom > blob; md5sum < blob; srun cat < blob | md5sum
@@ -168,8 +170,8 @@ def test_script_and_steps_see_what_they_would_see_without_a_vm(site):
     script.write_text("#!/bin/bash\n" + MARKED + FIDELITY)
     script.chmod(0o755)
     shell = (
-        "cd \"$1\"; umask 027; ulimit -S -n 777; ulimit -S -c 0; export ODD=$'a b\\nc\"\\xc3\\xbc'; exec sbatch --parsable"
-        " --job-name=odd --vm=image=debian12,cpus=1 --output=out './a script.sh' 'x y' '' $'n\\nl' '*'"
+        'cd "$1"; umask 027; ulimit -S -n 777; ulimit -S -c 0; export ODD=$\'a b\\nc"\\xc3\\xbc\'; exec sbatch'
+        " --parsable --job-name=odd --vm=image=debian12,cpus=1 --output=out './a script.sh' 'x y' '' $'n\\nl' '*'"
     )
     job = site.run_as(["bash", "-c", shell, "sh", str(folder)]).text.strip()
     end = site.ended(job)
@@ -248,11 +250,18 @@ def test_srun_alone_with_stdin_and_mount_and_its_end(site):
 
 
 def test_salloc_puts_its_shell_and_all_steps_into_one_vm(site):
-    lines = [f"cat {ID}", f"srun cat {ID}", "stty size; srun --pty tty", "squeue -h -o 'state %T'", "exit 4"]
+    lines = [
+        f"cat {ID}",
+        f"srun cat {ID}",
+        "stty size",
+        "srun --pty sh -c 'tty; stty size'",
+        "squeue -h -o 'state %T'",
+        "exit 4",
+    ]
     text, code = at_terminal(site, ["salloc", "--vm-image=debian12"], lines)
     ids = re.findall(r"^[0-9a-f]{8}-[0-9a-f-]{27}$", text, re.MULTILINE)
     assert len(ids) == 2 and len(set(ids)) == 1 and HOST not in ids, text
-    assert "33 101" in text and "/dev/pts/" in text and "state RUNNING" in text, text
+    assert text.count("\n33 101\n") == 2 and "\n/dev/pts/" in text and "\nstate RUNNING\n" in text, text
     assert code == 4, text
 
 

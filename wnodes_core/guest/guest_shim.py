@@ -7,9 +7,11 @@ exits as the host's command did. Stands alone: no module beyond python3-minimal'
 # ruff: noqa: UP031 - guest code, Python 3.6
 
 import array
+import fcntl
 import os
 import signal
 import socket
+import struct
 import sys
 
 DOOR = os.environ.get("WNODES_DOOR", "/run/wnodes/host.sock")
@@ -21,14 +23,36 @@ def quoted(text):
     return '"' + text.translate(ESCAPES) + '"'
 
 
-def request():
+def terminal():
+    """Ours, if we may use it: '[rows,columns]'; else 'null'."""
+    try:
+        if not (os.isatty(0) and os.isatty(1) and os.isatty(2) and os.tcgetpgrp(0) == os.getpgrp()):
+            return "null"
+        return "[%d,%d]" % struct.unpack("HHHH", fcntl.ioctl(0, 0x5413, bytes(8)))[:2]  # TIOCGWINSZ
+    except OSError:
+        return "null"
+
+
+def make_raw():
+    """cfmakeraw(3) without the termios module; returns what restores it."""
+    saved = fcntl.ioctl(0, 0x5401, bytes(64))  # TCGETS; linux/asm-generic/termbits.h
+    iflag, oflag, cflag, lflag = struct.unpack_from("IIII", saved)
+    flags = (iflag & ~0o2753, oflag & ~1, cflag & ~0o460 | 0o60, lflag & ~0o100113)
+    characters = bytearray(saved[16:])
+    characters[1 + 5 : 1 + 7] = b"\x00\x01"  # after c_line: VTIME 0, VMIN 1
+    fcntl.ioctl(0, 0x5402, struct.pack("IIII", *flags) + bytes(characters))  # TCSETS
+    return saved
+
+
+def request(tty):
     environ = ",".join(quoted(name) + ":" + quoted(value) for name, value in os.environ.items())
     argv = [os.path.basename(sys.argv[0])] + sys.argv[1:]
-    text = '{"verb":"hostcmd","argv":[%s],"cwd":%s,"umask":%d,"exec":%s,"environ":{%s}}\n' % (
+    text = '{"verb":"hostcmd","argv":[%s],"cwd":%s,"umask":%d,"exec":%s,"tty":%s,"environ":{%s}}\n' % (
         ",".join(map(quoted, argv)),
         quoted(os.getcwd()),
         current_umask(),
         quoted(os.environ.get("WNODES_EXEC", "")),
+        tty,
         environ,
     )
     return text.encode("utf-8", "backslashreplace")
@@ -40,6 +64,17 @@ def current_umask():
     return umask
 
 
+def answer(door):
+    """The line that says how the command ended; empty if it never came."""
+    reply = b""
+    while not reply.endswith(b"\n"):
+        chunk = door.recv(65536)
+        if not chunk:
+            return b""
+        reply += chunk
+    return reply
+
+
 def main():
     name = os.path.basename(sys.argv[0])
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -48,18 +83,19 @@ def main():
     except OSError as error:
         sys.stderr.write("%s: %s: %s\n" % (name, DOOR, error.strerror))
         return 127
-    data = request()
+    tty = terminal()
+    data = request(tty)
     fds = array.array("i", [0, 1, 2])
     sent = door.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
     if sent < len(data):
         door.sendall(data[sent:])
-    reply = b""
-    while not reply.endswith(b"\n"):
-        chunk = door.recv(65536)
-        if not chunk:
-            sys.stderr.write("%s: the host has gone\n" % name)
-            return 1
-        reply += chunk
+    saved = make_raw() if tty != "null" else None
+    reply = answer(door)
+    if saved is not None:
+        fcntl.ioctl(0, 0x5402, saved)
+    if not reply:
+        sys.stderr.write("%s: the host has gone\n" % name)
+        return 1
     ending = eval(reply.decode("utf-8"), {"true": True, "false": False, "null": None, "__builtins__": {}})
     if ending.get("error"):
         sys.stderr.write("%s: %s\n" % (name, ending["error"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from wnodes_core.guest import frames, pump
@@ -50,29 +50,26 @@ class HostCommand:
         self._end({"code": code, "error": text})
 
     def start(self, program: str, request: dict[str, Any]) -> None:
-        """Run it with pipes; its stdin comes from the guest."""
+        """Run it, with a terminal if the guest's caller has one; its stdin comes from the guest."""
         from wnodes_core import command  # 10 ms that only such a command pays
 
-        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
-        theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
-        ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
+        theirs, ours = _terminal(request["tty"]) if request.get("tty") else _pipes()
         # PATH stays: sbatch hands it on to other jobs, and srun looks its command up as it would without a VM.
         environ = {"PATH": command.PATH, **for_host(request["environ"])}
         argv = [program, *map(str, request["argv"][1:])]
         try:
             stdio = dict(zip(("stdin", "stdout", "stderr"), theirs, strict=True))
-            self._process = command.spawn(argv, environ=environ, cwd=str(request["cwd"]), **stdio)  # type: ignore[arg-type]
+            more = {"before_exec": _take_terminal} if request.get("tty") else {}
+            self._process = command.spawn(argv, environ=environ, cwd=str(request["cwd"]), **stdio, **more)  # type: ignore[arg-type]
         except BaseException:
-            for fd in ours:
-                os.close(fd)
+            _close(ours.values())
             raise
         finally:
-            for fd in theirs:
-                os.close(fd)
+            _close(set(theirs))
         self.pidfd = os.pidfd_open(self._process.pid)
-        for fd in ours:
+        for fd in ours.values():
             os.set_blocking(fd, False)
-        sources = {1: pump.Source(ours[1]), 2: pump.Source(ours[2])}
+        sources = {sub: pump.Source(fd) for sub, fd in ours.items() if sub}
         self.flow = pump.Flow(self._link, self._stream, sources, {0: pump.Sink(ours[0], frames.STDIN_WINDOW)})
         self._link.send(frames.credit(0, self._stream, frames.STDIN_WINDOW))
 
@@ -119,6 +116,37 @@ class HostCommand:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def _pipes() -> tuple[list[int], dict[int, int]]:
+    """(the command's fds 0-2, our ends by sub)."""
+    pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    return [pipes[0][0], pipes[1][1], pipes[2][1]], {0: pipes[0][1], 1: pipes[1][0], 2: pipes[2][0]}
+
+
+def _terminal(size: Any) -> tuple[list[int], dict[int, int]]:
+    """The same with a terminal, whose other side is the one in the guest, in raw mode. Raises ValueError."""
+    import fcntl  # what only a command at a terminal needs
+    import struct
+    import termios
+
+    rows, columns = (min(max(int(number), 0), 0xFFFF) for number in size)
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    return [slave, slave, slave], {0: os.dup(master), 1: master}
+
+
+def _take_terminal() -> None:
+    """In the child, already leader of a session: ^C typed in the guest is to reach it."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def start_host_command(link: pump.Link, stream: int, payload: bytes, allowed: Mapping[str, str]) -> HostCommand:
