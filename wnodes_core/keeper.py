@@ -22,6 +22,7 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from wnodes_core import processes
@@ -49,6 +50,8 @@ LIFTED = (
 )  # fmt: skip
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 CONSOLE_CHECK_S = 5.0
+# The guest's console, QEMU's complaints of the guest's drivers, gateways' of its requests.
+LOGS = ("console.log", "libvirt/log/qemu/*.log", "keeper.log")
 HEARD_S = 5.0
 
 
@@ -80,6 +83,7 @@ class Keeper:
             self.holding.start(on_end=self.end)
         if self.launcher:
             self._follow(self.launcher)
+        bounded = asyncio.ensure_future(self._bound_logs())
         try:
             running = await self._start_unless_ended()
             if running:
@@ -91,6 +95,7 @@ class Keeper:
             self._fail(WnodesError(f"bug in the keeper: {type(error).__name__}: {error}"))
             raise
         finally:
+            bounded.cancel()
             await self._tear_down()
 
     async def _start_unless_ended(self) -> Running | None:
@@ -112,9 +117,8 @@ class Keeper:
             asyncio.ensure_future(self.lifecycle.ended()),
             running.channel.lost,
         ]
-        bounded = asyncio.ensure_future(self._bound_console())
         await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*watched[:2], bounded):
+        for task in watched[:2]:
             task.cancel()
         if self._end.is_set():
             return
@@ -167,14 +171,15 @@ class Keeper:
     async def _pause(self, paused: bool) -> None:
         await asyncio.to_thread(self.hook.wnodes_vm_pause, vm=self.plan.vm(()), paused=paused)
 
-    async def _bound_console(self) -> None:
-        """Keep the console file below its limit: a chatty guest must not fill the node's disk."""
+    async def _bound_logs(self) -> None:
+        """Keep what a guest can make longer below its limit, from its first byte: the node's disk is finite."""
         limit = self.plan.console_kib << 10
         while True:
             await asyncio.sleep(CONSOLE_CHECK_S)
-            with contextlib.suppress(OSError):
-                if os.path.getsize(self.plan.console) > limit:
-                    os.truncate(self.plan.console, 0)  # QEMU appends (libvirt: append='on')
+            for path in (path for name in LOGS for path in Path(self.plan.folder).glob(name)):
+                with contextlib.suppress(OSError):
+                    if path.stat().st_size > limit:
+                        os.truncate(path, 0)  # whoever writes it appends
 
     async def _tear_down(self) -> None:
         self._tell("ending")

@@ -21,6 +21,7 @@ from wnodes_core.guest import bundle, frames
 _GREETING = re.compile(rb"WNODES-BOOT 1 (\d{1,9})\n")
 _MAX_NOISE = 64 << 10
 _MAX_TALK = 64 << 10  # a guest's other chatter on the port
+_MAX_UNREAD = 4 << 20  # some agents: 16 bytes of a guest's ask for 80 KiB of ours
 _MAX_STREAMS = 1 << 30
 _MAX_OUTPUT = 256 << 10
 
@@ -137,6 +138,8 @@ class GuestChannel(asyncio.BufferedProtocol):
         assert self._transport is not None
         for match in _GREETING.finditer(self._talk):
             if int(match[1]) != self._answered:
+                if self.unsent > _MAX_UNREAD:
+                    raise frames.ProtocolError("it asks for the agent again and again and does not take it")
                 self._answered = int(match[1])
                 source = bundle.agent_source()
                 head = b"WNODES-PUSH %s %d %d\n" % (self._nonce, len(source), zlib.crc32(source))
@@ -250,9 +253,12 @@ class GuestChannel(asyncio.BufferedProtocol):
             if not collector.ending.done():
                 self.send(frames.CONTROL, 0, stream, b'{"close":true}')
             self.drop_stream(stream)
-        code = ending.get("code", 128 + int(ending.get("signal", 0)))
-        tail = (ending.get("error", "") + "\n").encode() if ending.get("error") else b""
-        return Done(int(code), bytes(collector.output[1]), bytes(collector.output[2]) + tail)
+        try:
+            code = int(ending.get("code", 128 + int(ending.get("signal", 0))))
+        except (TypeError, ValueError, OverflowError):
+            raise ChannelLost(f"guest agent: ending {str(ending)[:100]}: want a code or a signal") from None
+        tail = f"{ending['error']}\n".encode(errors="replace")[:_MAX_OUTPUT] if ending.get("error") else b""
+        return Done(code, bytes(collector.output[1]), bytes(collector.output[2]) + tail)
 
     # the end
 

@@ -270,7 +270,7 @@ class _Client:
         ending = self._ending or {}
         try:
             code, number = int(ending.get("code", 0)), int(ending.get("signal", 0))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ChannelLost(f"guest agent: ending {str(ending)[:100]}: want a code or a signal") from None
         if not (0 <= code <= 255 and 0 <= number <= 64):
             raise ChannelLost(f"guest agent: ending {str(ending)[:100]}: want code 0-255, signal 0-64")

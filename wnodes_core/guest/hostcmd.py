@@ -13,9 +13,12 @@ from typing import Any
 
 from wnodes_core.guest import frames, pump
 
+# Which site the command talks to is not the guest's to say: such a file may name code to load.
+SITE = ("SLURM_CONF", "LSF_ENVDIR", "CONDOR_CONFIG")
 # The guest's libraries and modules are not this host's: such variables wait under another name
 # until a step that the command starts is back in the guest.
-_NOT_HERE = ("LD_", "PYTHON")
+_LOADERS = ("LD_", "PYTHON", "PERL5", "GCONV_PATH", "LOCPATH", "NLSPATH", "GLIBC_TUNABLES", "BASH_ENV")
+_NOT_HERE = _LOADERS + SITE
 KEPT = "WNODES_GUEST_"
 
 
@@ -55,7 +58,8 @@ class HostCommand:
 
         theirs, ours = _terminal(request["tty"]) if request.get("tty") else _pipes()
         # PATH stays: sbatch hands it on to other jobs, and srun looks its command up as it would without a VM.
-        environ = {"PATH": command.PATH, **for_host(request["environ"])}
+        site = {name: os.environ[name] for name in SITE if name in os.environ}
+        environ = {"PATH": command.PATH, **site, **for_host(request["environ"])}
         argv = [program, *map(str, request["argv"][1:])]
         try:
             stdio = dict(zip(("stdin", "stdout", "stderr"), theirs, strict=True))
