@@ -58,11 +58,30 @@ def run(
 
     Raises CommandError, also for a missing program, past ``timeout_s`` and past ``MAX_OUTPUT`` (it is killed).
     """
+    process = _started(argv, bool(stdin), environ, cwd, become)
+    with process:
+        try:
+            stdout, stderr = _exchange(process, list(argv), stdin, timeout_s)
+        except BaseException:
+            process.kill()
+            raise
+    if check and process.returncode:
+        raise CommandError(list(argv), process.returncode, stderr.decode(errors="replace"))
+    return Result(tuple(argv), process.returncode, stdout, stderr)
+
+
+def _started(
+    argv: Sequence[str],
+    listens: bool,
+    environ: Mapping[str, str] | None,
+    cwd: str,
+    become: tuple[int, int, Sequence[int]] | None,
+) -> subprocess.Popen[bytes]:
     uid, gid, groups = become or (None, None, None)
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             list(argv),
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(clean_environment() if environ is None else environ),
@@ -74,15 +93,6 @@ def run(
         )
     except OSError as error:
         raise CommandError(list(argv), 127, f"{error.strerror}: {error.filename}") from error
-    with process:
-        try:
-            stdout, stderr = _exchange(process, list(argv), stdin, timeout_s)
-        except BaseException:
-            process.kill()
-            raise
-    if check and process.returncode:
-        raise CommandError(list(argv), process.returncode, stderr.decode(errors="replace"))
-    return Result(tuple(argv), process.returncode, stdout, stderr)
 
 
 def _exchange(process: subprocess.Popen[bytes], argv: list[str], stdin: bytes, timeout_s: float) -> list[bytes]:

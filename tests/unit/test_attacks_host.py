@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import tempfile
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from wnodes_core import command, files, journal, processes
 from wnodes_core.agent import ending
 from wnodes_core.errors import CommandError
+from wnodes_core.images import use
 from wnodes_core.journal import Journal
 
 
@@ -124,3 +127,13 @@ def test_a_program_that_prints_for_ever_is_ended_before_it_fills_our_memory():
 def test_a_program_whose_children_hold_its_output_open_is_not_waited_for():
     with pytest.raises(CommandError, match="no answer within"):
         command.run(["/bin/sh", "-c", "exec 9>&2; sleep 3 & exit 0"], timeout_s=0.3)
+
+
+def test_another_reader_of_an_image_who_locks_it_keeps_nobody_waiting(tmp_path):
+    image = tmp_path / "image"
+    image.touch()
+    with image.open() as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with use.hold(image):
+            assert time.monotonic() - began < 2

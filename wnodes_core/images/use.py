@@ -22,6 +22,7 @@ from wnodes_core.files import write_atomic
 from wnodes_core.images.layout import Layout
 
 _LEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+_HOLD_S = 1.0
 _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux, fcntl_locking(2)
 
 
@@ -77,13 +78,27 @@ def drop_dead(layout: Layout, living: Collection[str]) -> list[str]:
 
 @contextmanager
 def hold(path: str | Path) -> Iterator[None]:
-    """Keep a blob from being purged while this process lives, without any right to write."""
+    """Keep a blob from being purged while this process lives, without any right to write.
+
+    A purge asks for the lock for an instant. Whoever keeps it longer has no business with it, and
+    whoever may read the blob can: then we go on without.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH)
+        until = time.monotonic() + _HOLD_S
+        while not _shared(fd) and time.monotonic() < until:
+            time.sleep(0.02)
         yield
     finally:
         os.close(fd)
+
+
+def _shared(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def user_of(layout: Layout, digest: str) -> str:
