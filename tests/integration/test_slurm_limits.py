@@ -232,8 +232,12 @@ def test_image_that_cannot_be_fetched_is_a_message_not_a_bare_run(site: Site) ->
     catalogue = Store(IMAGES).layout.catalogue / "lost.json"
     catalogue.write_text(json.dumps({"images": [entry]}))
     try:
-        job, unknown = site.submit("echo bare", image="lost"), site.submit("echo bare", image="nowhere")
+        job, unknown = site.submit("echo bare", "--no-requeue", image="lost"), site.submit("echo bare", image="nowhere")
+        again = site.submit("echo bare", image="lost")
         assert site.ended(job)["ExitCode"] == "125:0"
+        # What is no fault of the job sends it back to its queue, once; Slurm starts it anew after minutes.
+        wait_for(lambda: site.show(again)["Restarts"] == "1", f"requeue of job {again}: {site.log()[-1500:]}")
+        site.lab.run(["scancel", again])
         assert site.ended(unknown)["JobState"] == "CANCELLED"
     finally:
         catalogue.unlink()

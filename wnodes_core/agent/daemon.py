@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from wnodes_core import processes
-from wnodes_core.agent import leases
+from wnodes_core.agent import leases, requeueing
 from wnodes_core.agent.ending import Undoer
 from wnodes_core.agent.history import History
 from wnodes_core.agent.leases import Lease, State
@@ -235,7 +235,14 @@ class Daemon:
             self.metrics.errors.labels(str(bounded.verdict)).inc()
             extra = {"event": "error", "lease": lease.id, "job": lease.job.key, "error": lease.error["kind"]}
             log.warning("%s", bounded.message, extra=extra)
+            if requeueing.wanted(lease, bounded):
+                self.background(self._requeue(lease, bounded), f"requeue of {lease.job.key}")
         return bounded
+
+    async def _requeue(self, lease: Lease, error: WnodesError) -> None:
+        lrms = lease.job.lrms
+        hook = await self.quick(self.parts.hook_for, lrms)
+        await self.slow(requeueing.requeue, lease, error, hook, self.parts.environ(lrms))
 
     def refuse_if_over(self, lease: Lease) -> None:
         """Raise what the lease failed with, or say that it is over: its job may not run bare."""
