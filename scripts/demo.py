@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from wnodes_core import processes
 from wnodes_slurm.lab import Lab
+
+from wnodes_core import processes
 
 WORK = Path(os.environ.get("WNODES_WORK", "/var/lib/wnodes-work"))
 DEMO = WORK / "demo"
@@ -105,7 +106,11 @@ def run_embedded(user: pwd.struct_passwd) -> None:
 
 def clear_user(user: pwd.struct_passwd) -> None:
     """Remove what a user's own runs keep for the next one: capability cache, probe, own store."""
-    for folder in (f"/var/tmp/wnodes-{user.pw_uid}", f"/var/tmp/wnodes-backend-{user.pw_uid}", f"{user.pw_dir}/.cache/wnodes"):
+    for folder in (
+        f"/var/tmp/wnodes-{user.pw_uid}",
+        f"/var/tmp/wnodes-backend-{user.pw_uid}",
+        f"{user.pw_dir}/.cache/wnodes",
+    ):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -160,7 +165,9 @@ def run_job(lab: Lab, user: pwd.struct_passwd) -> None:
         made = folder / "output.txt"
         print(f"   {made}: owner {made.owner()}, content {made.read_text()!r}")
     with step("What Slurm recorded"):
-        print("   " + "  ".join(word for word in shown.split() if word.startswith(("JobState=", "ExitCode=", "RunTime="))))
+        print(
+            "   " + "  ".join(word for word in shown.split() if word.startswith(("JobState=", "ExitCode=", "RunTime=")))
+        )
     with step("The phases of the lease"):
         print(wnodes("lease", "trace", job))
     with step("A bare job that ran on the same node meanwhile"):
@@ -199,7 +206,9 @@ def left_behind() -> list[str]:
     found = [f"process {p.pid}: {' '.join(p.command)[:120]}" for p in processes.table()
              if p.pid != os.getpid() and any(w in " ".join(p.command) for w in words) and "demo.py" not in " ".join(p.command)]  # fmt: skip
     found += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(DEMO) in line]
-    found += [f"socket {line.split()[-1]}" for line in Path("/proc/net/unix").read_text().splitlines() if str(DEMO) in line]
+    found += [
+        f"socket {line.split()[-1]}" for line in Path("/proc/net/unix").read_text().splitlines() if str(DEMO) in line
+    ]
     leases = DEMO / "state" / "leases"
     return found + [f"lease folder {path}" for path in (leases.iterdir() if leases.exists() else ()) if path.is_dir()]
 
@@ -235,8 +244,13 @@ def main() -> int:
         with step("Stop everything"):
             stack.close()
     left = left_behind()
-    print("\n== Left behind: " + ("nothing: no process, mount, socket or lease" if not left else "\n   ".join(["", *left])))
-    print(f"\ndemo: {'done' if not left else 'FAILED'} in {time.monotonic() - _began:.0f} s; {DEMO}/job.out is the job's output")
+    print(
+        "\n== Left behind: "
+        + ("nothing: no process, mount, socket or lease" if not left else "\n   ".join(["", *left]))
+    )
+    print(
+        f"\ndemo: {'done' if not left else 'FAILED'} in {time.monotonic() - _began:.0f} s; {DEMO}/job.out is the job's output"
+    )
     return 1 if left else 0
 
 

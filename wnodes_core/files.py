@@ -75,7 +75,8 @@ def private_folder(path: str | Path, *, uid: int | None = None, gid: int = -1) -
             os.chown(path, wanted, gid, follow_symlinks=False)
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != wanted or found.st_mode & 0o077:
-        raise HostError(f"{path}: want a folder of mode 0700 owned by uid {wanted}, found uid {found.st_uid}, {stat.filemode(found.st_mode)}")
+        seen = f"uid {found.st_uid}, {stat.filemode(found.st_mode)}"
+        raise HostError(f"{path}: want a folder of mode 0700 owned by uid {wanted}, found {seen}")
     return path
 
 

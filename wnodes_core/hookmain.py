@@ -10,7 +10,6 @@ import os
 import sys
 from typing import NoReturn
 
-
 BUG = 70  # sysexits.h: EX_SOFTWARE; each hook script knows what its LRMS must hear instead
 
 

@@ -17,14 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from wnodes_slurm import install
+from wnodes_slurm.lab import Lab
+from wnodes_slurm.testing import make_user, until
+
 from wnodes_core import command, processes
 from wnodes_core.agent import client
 from wnodes_core.images.store import Store
 from wnodes_core.model import Image
 from wnodes_core.plugins import Plugins
-from wnodes_slurm import install
-from wnodes_slurm.lab import Lab
-from wnodes_slurm.testing import make_user, until
 
 IMAGES = Path("/var/tmp/wnodes-test-images")  # kept between runs: it holds nothing but the built image
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
@@ -72,9 +73,7 @@ class Site:
         lab = {"kill_wait_s": 5, "memory_mib": 6000, "mem_per_cpu_mib": 800, **lab}
         self.lab = Lab(self.folder / "lab", prefix=prefix, **lab)
         self.config = self.folder / "wnodes.yaml"
-        self.config.write_text(
-            CONFIG.format(folder=self.folder, images=IMAGES, conf=self.lab.conf, more=settings)
-        )
+        self.config.write_text(CONFIG.format(folder=self.folder, images=IMAGES, conf=self.lab.conf, more=settings))
         self.daemon: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Site:
@@ -139,7 +138,11 @@ class Site:
 
     def wait_running(self, job: str, timeout_s: float = 90.0) -> dict[str, Any]:
         """The job's lease once its guest runs."""
-        until(lambda: self.lease(job).get("keeper_state") == "running", f"running VM of job {job}: {self.log()[-1500:]}", timeout_s)
+        until(
+            lambda: self.lease(job).get("keeper_state") == "running",
+            f"running VM of job {job}: {self.log()[-1500:]}",
+            timeout_s,
+        )
         return self.lease(job)
 
     # jobs
@@ -165,7 +168,11 @@ class Site:
     def ended(self, job: str, timeout_s: float = 120.0) -> dict[str, str]:
         """The fields of a job once it is over on every node."""
         until(lambda: self.show(job)["JobState"] in OVER, f"end of job {job}: {self.show(job)}", timeout_s)
-        until(lambda: job not in self.lab.run(["squeue", "-h", "-o", "%A"]).split(), f"end of job {job} in squeue", timeout_s)
+        until(
+            lambda: job not in self.lab.run(["squeue", "-h", "-o", "%A"]).split(),
+            f"end of job {job} in squeue",
+            timeout_s,
+        )
         return self.show(job)
 
     def output(self, job: str, task: str = "4294967294") -> str:

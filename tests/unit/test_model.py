@@ -52,7 +52,9 @@ path = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("C
 
 @given(path, path, st.booleans())
 def test_any_legal_path_survives_the_grammar(source, target, read_only):
-    mount = Mount("/" + source.replace("/", "_").replace("..", "_"), "/" + target.replace("/", "_").replace("..", "_"), read_only)
+    mount = Mount(
+        "/" + source.replace("/", "_").replace("..", "_"), "/" + target.replace("/", "_").replace("..", "_"), read_only
+    )
     if mount.source in ("/.",) or mount.target in ("/.",):
         return
     assert VmRequest.parse(f"image=el9,mount={mount}").mounts == (mount,)

@@ -70,7 +70,8 @@ class Holding:
 
     def _settle(self, lease: Lease, keeper: Process) -> tuple[list[str], Process | None]:
         hook = self._daemon.parts.hook_for(lease.job.lrms)
-        home: Process | None = hook.wnodes_lrms_homes(owner=lease.owner, processes=list(processes.table(command_of_users=False)))
+        table = list(processes.table(command_of_users=False))
+        home: Process | None = hook.wnodes_lrms_homes(owner=lease.owner, processes=table)
         groups = homes.settle(lease.journal, keeper, home, lease.id, lease.job.job_id)
         return groups, home
 

@@ -194,7 +194,8 @@ def serve(parts: Parts) -> NoReturn:
 def unit() -> str:
     """The systemd unit, with the path of the ``wnodesd`` that runs here."""
     text = resources.files(__package__).joinpath("wnodesd.service").read_text()
-    return text.replace("/opt/wnodes/bin/wnodesd", os.path.abspath(os.path.join(os.path.dirname(sys.executable), "wnodesd")))
+    here = os.path.abspath(os.path.join(os.path.dirname(sys.executable), "wnodesd"))
+    return text.replace("/opt/wnodes/bin/wnodesd", here)
 
 
 def main() -> int:

@@ -42,11 +42,17 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--image", metavar="NAME", help="image to boot: NAME, NAME:TAG or NAME@sha256:DIGEST")
-    parser.add_argument("--vm", metavar="GRAMMAR", default="", help="the whole request in one option, as for a batch job")
+    parser.add_argument(
+        "--vm", metavar="GRAMMAR", default="", help="the whole request in one option, as for a batch job"
+    )
     parser.add_argument("--cpus", type=int, metavar="N", help="virtual cpus (default 1)")
     parser.add_argument("--memory", metavar="SIZE", help="guest memory, as in 2G (default 1G)")
-    parser.add_argument("--mount", action="append", default=[], metavar="SRC[:DST][:ro]", help="host folder to mount; repeatable")
-    parser.add_argument("-i", "--interactive", action="store_true", help="accepted for familiarity; stdin is always connected")
+    parser.add_argument(
+        "--mount", action="append", default=[], metavar="SRC[:DST][:ro]", help="host folder to mount; repeatable"
+    )
+    parser.add_argument(
+        "-i", "--interactive", action="store_true", help="accepted for familiarity; stdin is always connected"
+    )
     parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
     parser.add_argument("--no-workdir", action="store_true", help="do not mount the current folder")
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="override the site's accelerator")
@@ -87,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         launcher.refuse(error)
     if told:
         print("wnodes: trace\n" + trace, file=told, flush=True)
-    launcher.finish(command, end)
+    return launcher.finish(command, end)
 
 
 def _run_in_vm(args: argparse.Namespace, command: Command, closed: tuple[int, ...]) -> tuple[Exit, str]:
@@ -151,6 +157,8 @@ def _trace_of(folder: str, wait_s: float = 0.5) -> list[tuple[str, float]]:
     steps: list[tuple[str, float]] = []
     while time.monotonic() < deadline and not any(name == "run" for name, _ in steps):
         with suppress(OSError, ValueError, KeyError):
-            steps = [(name, seconds) for name, seconds in json.loads((Path(folder) / "lease.json").read_text())["trace"]]
+            steps = [
+                (name, seconds) for name, seconds in json.loads((Path(folder) / "lease.json").read_text())["trace"]
+            ]
         time.sleep(0.01)
     return steps

@@ -60,15 +60,8 @@ class Link:
         """Write what the other end takes."""
         try:
             while self._waiting:
-                view = self._waiting[0]
-                if view is None:
-                    self._stage.flush(self.fd)
-                else:
-                    count = os.write(self.fd, view)
-                    if count < len(view):
-                        self._waiting[0] = view[count:]
-                        continue
-                self._waiting.popleft()
+                if self._written(self._waiting[0]):
+                    self._waiting.popleft()
         except _LATER:
             return
         except OSError:
@@ -76,11 +69,21 @@ class Link:
             self._waiting.clear()
             self._stage.drop()
 
+    def _written(self, view: memoryview | None) -> bool:
+        """Write the first of what waits; whether it went out whole. None stands for the staged pages."""
+        if view is None:
+            self._stage.flush(self.fd)
+            return True
+        count = os.write(self.fd, view)
+        if count < len(view):
+            self._waiting[0] = view[count:]
+        return count == len(view)
+
     def close(self) -> None:
         """Let go of what is ours; the fd is not."""
         self._stage.close()
 
-    def read(self):  # type: ignore[no-untyped-def]  # a generator of frames
+    def read(self) -> Any:  # a generator of frames
         """Yield the frames that have come. Raises LinkClosed, ProtocolError."""
         space = self.parser.space()
         count = 0

@@ -126,8 +126,8 @@ class Relay:
         """A launcher was told to stop (or go on): the whole VM does."""
         if self.on_pause is not None:
             task = asyncio.ensure_future(self.on_pause(paused))
-            self._tasks.add(task)  # type: ignore[arg-type]
-            task.add_done_callback(self._tasks.discard)  # type: ignore[arg-type]
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     # called by the channel
 

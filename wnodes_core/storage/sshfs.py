@@ -94,7 +94,8 @@ def _check_source(mount: Mount) -> None:
     try:
         fd = os.open(mount.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise MountDenied(f"mount {mount}: source {mount.source!r}: {error.strerror}: want a folder you can read") from error
+        text = f"mount {mount}: source {mount.source!r}: {error.strerror}: want a folder you can read"
+        raise MountDenied(text) from error
     os.close(fd)
 
 
