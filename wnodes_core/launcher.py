@@ -36,14 +36,14 @@ def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
     closed = client.reserve_stdio()
     try:
         task = importlib.import_module(f"wnodes_{lrms}.task").read_task(tuple(sys.argv), dict(os.environ))
-        folder = _lease(lrms, f"{run_dir}/wnodesd.sock", task.host_commands)
+        folder, host_commands = _lease(lrms, f"{run_dir}/wnodesd.sock", task.host_commands)
         command = command_of(
             task.argv,
             for_guest(task.environ),
             carried=task.carried,
             leader_only=task.leader_signals,
             on_tstp="pause",
-            host_commands=_where(task.host_commands),
+            host_commands=_where(host_commands),
         )
         end = client.run(f"{folder}/keeper.sock", command, closed=closed, progress=client.show_progress)
     except WnodesError as error:
@@ -71,19 +71,23 @@ def refuse(error: WnodesError) -> NoReturn:
     os._exit(REFUSED)
 
 
-def _lease(lrms: str, daemon: str, host_commands: tuple[str, ...]) -> str:
-    """The lease's folder; if we were elected to, the keeper has been started there."""
+def _lease(lrms: str, daemon: str, host_commands: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The lease's folder, and what the guest may ask this host to run: the site's list before the adapter's.
+
+    If we were elected to, the keeper has been started there.
+    """
     question = {"op": "launch", "lrms": lrms}
     grant = call(question, on_progress=client.show_progress, timeout_s=LAUNCH_TIMEOUT_S, path=daemon)
     folder = str(grant["folder"])
+    host_commands = tuple(grant.get("host_commands", host_commands))
     if grant["role"] == "join":
-        return folder
+        return folder, host_commands
     plan = {**grant["plan"], "host_commands": host_commands}
     given = {"plan": plan, "token": grant["token"], "daemon": daemon, "disabled": grant.get("disabled", [])}
     if grant["home"] == "step":
         given["launcher"] = os.getpid()  # this task lives as long as the job: the VM ends with it, even by kill -9
     start_keeper(given, leave_family=grant["home"] == "job")
-    return folder
+    return folder, host_commands
 
 
 def start_keeper(given: dict[str, Any], *, leave_family: bool) -> int:
@@ -131,7 +135,7 @@ def _become_keeper(receive: int, send: int, leave_family: bool) -> NoReturn:
         os.dup2(null, 2)
         # Everything else the task was given (Slurm's own pipes among it) stays with the task:
         # a copy here would hold them open after its end.
-        os.closerange(3, 4096)
+        os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
         os.execve(sys.executable, [sys.executable, "-I", "-m", "wnodes_core.keeper"], clean_environment())
     finally:
         os._exit(REFUSED)

@@ -168,3 +168,11 @@ def test_it_ends_as_the_command_ended(end: Exit, code: int, said: str) -> None:
     )
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_the_site_s_list_of_host_commands_replaces_the_adapter_s(mocker):
+    grant = {"role": "join", "folder": "/l", "home": "step"}
+    call = mocker.patch.object(launcher, "call", return_value=grant)
+    assert launcher._lease("slurm", "/s", ("srun", "sbatch")) == ("/l", ("srun", "sbatch"))
+    call.return_value = {**grant, "host_commands": ["srun"]}
+    assert launcher._lease("slurm", "/s", ("srun", "sbatch")) == ("/l", ("srun",))

@@ -75,6 +75,9 @@ class Launching:
     def _grant(self, lease: Lease, role: str, **more: Any) -> dict[str, Any]:
         disabled = list(self._daemon.settings.plugins.disabled)
         where = {"lease": lease.id, "folder": lease.folder, "home": lease.home, "disabled": disabled}
+        site = self._daemon.settings.lrms.get(lease.job.lrms, {})
+        if isinstance(site.get("host_commands"), list):  # what a site lets a guest ask the host for
+            where["host_commands"] = [str(name) for name in site["host_commands"]]
         return {"ok": True, "role": role, **where, **more}
 
     async def _start(self, connection: Connection, lease: Lease, owner: Owner) -> dict[str, Any]:
