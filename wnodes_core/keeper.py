@@ -204,6 +204,7 @@ class Keeper:
 
     def _facts(self, state: str, error: WnodesError | None = None) -> dict[str, Any]:
         facts: dict[str, Any] = {"event": "state", "state": state, "trace": self.trace.steps, "reason": self.reason}
+        facts["ran"] = self.relay.channel is not None  # the job's own code may have begun
         if error is not None:
             facts["error"] = error.to_dict()
         if self.lifecycle.process:

@@ -87,6 +87,8 @@ class Holding:
             return
         lease.keeper_state = state
         self._note_trace(lease, message.get("trace"))
+        # Told again with the failure: we may have been away when the guest came up.
+        lease.ran = lease.ran or (state == "failed" and bool(message.get("ran")))
         if state == "failed" and isinstance(message.get("error"), dict):
             told = message["error"]
             error = await self._daemon.fail(lease, from_dict({**told, "message": str(told.get("message"))[:4000]}))
