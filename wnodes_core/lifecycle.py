@@ -58,7 +58,7 @@ class Lifecycle:
             if self._agent == "cloud-init":
                 strangers.make_seed(self.plan.folder, self.plan.seed.path, self.plan.host_name)
         with self._timed("define"):
-            self.process = await asyncio.to_thread(self._start_vm, vm)
+            self.process = await _to_its_end(self._start_vm, vm)
         self.announce(f"booting {self.plan.image.name} ({vm.cpus} cpus, {vm.memory_mib} MiB, {vm.accel})")
         with self._timed("boot"):
             channel = await self._while_alive(self._connect())
@@ -193,6 +193,19 @@ class Lifecycle:
             yield
         finally:
             self.trace.add(name, time.monotonic() - began)
+
+
+async def _to_its_end(work: Callable[[Vm], Process], vm: Vm) -> Process:
+    """Run ``work`` in a thread; a cancelled caller still waits for it.
+
+    A VM whose start nobody awaits any more would come up behind the back of the undo.
+    """
+    thread = asyncio.ensure_future(asyncio.to_thread(work, vm))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait({thread})
+        raise
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from wnodes_core import processes
+from wnodes_core import lifecycle, processes
 from wnodes_core.api import hookimpl
 from wnodes_core.backends import fake
 from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, NoProvider, TransientError, WnodesError
@@ -183,3 +186,25 @@ def test_undo_goes_on_after_a_failure_and_tells_it(stand: Stand) -> None:
     journal = Journal(stand.folder / "journal")
     assert journal.undo(lambda resource: undo_one(resource, stand.plugins.hook)) == []
     journal.close()
+
+
+def test_an_end_while_the_vm_starts_waits_for_it_so_that_the_undo_sees_it(tmp_path):
+    begun, finish = threading.Event(), threading.Event()
+    started = []
+
+    def slow_start(vm):
+        begun.set()
+        finish.wait(10)
+        started.append(vm.name)
+        return processes.read(os.getpid())
+
+    async def end_meanwhile():
+        task = asyncio.ensure_future(lifecycle._to_its_end(slow_start, SimpleNamespace(name="v")))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.05, finish.set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert started == ["v"]
+
+    asyncio.run(end_meanwhile())
