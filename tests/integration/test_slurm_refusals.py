@@ -144,7 +144,7 @@ def test_a_job_without_vm_is_untouched_whatever_its_folder_is_called(site, path)
 
 def test_a_guest_that_never_boots_fails_the_job_and_not_the_node(site):
     mark = site.work / "booted"
-    job = site.submit(f"touch {mark}", image="wnodes-zeros")
+    job = site.submit(f"touch {mark}", "--no-requeue", image="wnodes-zeros")
     done = site.run_as(["srun", "--vm-image=wnodes-zeros", "touch", str(mark)], check=False)
     fields = site.ended(job)
     assert fields["JobState"] == "FAILED" and fields["ExitCode"] == "125:0"
