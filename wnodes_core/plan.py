@@ -22,9 +22,10 @@ QGA_PORT = "org.qemu.guest_agent.0"
 MOUNT_PORT = "org.wnodes.mount.{}"
 
 # What QEMU and our helpers need beside the guest's RAM, in MiB, so that the LRMS never ends a
-# well-behaved guest for its memory. Measured for TCG: QEMU 7.2 with a guest that touched all of
-# its memory takes 141 MiB more than that (128 of them its translation buffer), the keeper 58, a
-# gateway 8, a launcher 16; the rest is slack. KVM's is that without the buffer, not measured.
+# well-behaved guest for its memory. Measured for TCG: QEMU 7.2 under a guest that touched all of
+# its memory takes 141-190 MiB more than that (128 of them its translation buffer; the higher figure
+# counts shared libraries), the keeper 55, a launcher 16, a gateway 8; the rest is slack. KVM's is
+# that without the buffer, not measured.
 OVERHEAD_MIB = {"kvm": 192, "tcg": 320}
 DEFAULT_MEMORY_MIB = 1024
 DEFAULT_CPUS = 1
