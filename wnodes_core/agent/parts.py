@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from wnodes_core import command, plan, policy, settings
-from wnodes_core.agent import leases
 from wnodes_core.agent.daemon import Parts
 from wnodes_core.errors import CommandError, LibvirtDown
-from wnodes_core.files import private_folder, write_atomic
+from wnodes_core.files import private_folder
 from wnodes_core.images import User
 from wnodes_core.images.layers import node_store
 from wnodes_core.plugins import Plugins
@@ -66,18 +65,11 @@ def default_parts(config: str | None) -> Parts:
 
 
 def probe(accel: str, state_dir: str, disabled: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What this host can run, asked once a boot; blocks for seconds the first time.
+    """What this host can run: ``{"accel": …}`` or ``{"error": …}``; blocks for a second.
 
-    The answer is ``{"accel": …}`` or ``{"error": …}``; only the former is remembered.
+    Asked at each start of wnodesd and not remembered: QEMU or the rights on its device may have
+    changed. What is dear to find out the backend remembers itself.
     """
-    kept = Path(state_dir, "probe.json")
-    key = [leases.boot_id(), accel]
-    try:
-        known = json.loads(kept.read_text())
-        if known["key"] == key:
-            return dict(known["answer"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     folder = private_folder(Path(state_dir, "probe"))
     argv = [sys.executable, "-I", "-m", "wnodes_core.agent.probe", accel, os.fspath(folder), *disabled]
     try:
@@ -85,6 +77,4 @@ def probe(accel: str, state_dir: str, disabled: tuple[str, ...] = ()) -> dict[st
         answer: dict[str, Any] = json.loads(done.stdout)
     except (CommandError, ValueError) as error:
         return {"error": LibvirtDown(f"the probe of the hypervisor failed: {error}", hint="wnodes doctor").to_dict()}
-    if "error" not in answer:
-        write_atomic(kept, json.dumps({"key": key, "answer": answer}).encode())
     return answer

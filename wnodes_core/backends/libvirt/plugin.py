@@ -15,6 +15,7 @@ from wnodes_core.backends.libvirt.probe import probe, state_dir_of
 from wnodes_core.tools import kill, table
 
 wnodes_api = 1
+KVM = "/dev/kvm"
 _STOP_DEADLINE_S = 10.0
 
 
@@ -32,6 +33,9 @@ def wnodes_vm_start(vm: Vm) -> Process:
     running = next((process for process in _find(vm.name) if process.uid == os.getuid()), None)
     if running:
         return running
+    if vm.accel == "kvm" and not os.access(KVM, os.R_OK | os.W_OK):
+        who = f"uid {os.getuid()} with the groups {sorted(os.getgroups())}"
+        raise errors.NoKvm(f"{KVM} may not be opened by {who}", hint="add the user to the device's group")
     disks = [path for disk in vm.disks for path in (disk.path, disk.base) if path]
     xml = domain.build(vm, direct_io=all(map(knows_direct_io, disks)), affinity=_affinity()).xml()
     root = Path(vm.folder) / "libvirt"
