@@ -24,6 +24,8 @@ __all__ = [
     "NativeReply",
     "Owner",
     "Process",
+    "Shape",
+    "Template",
     "Trace",
     "Vm",
     "VmRequest",
@@ -105,7 +107,11 @@ class Channel:
 
 @dataclass(frozen=True)
 class Disk:
-    """A block device of the VM; ``path`` is the overlay or a file made for this lease."""
+    """A block device of the VM; ``path`` is the overlay or a file made for this lease.
+
+    ``base`` is what an overlay lies on. The overlay of a clone lies on its template's disk, which
+    is an overlay itself: ``under`` is the image below that.
+    """
 
     path: str
     format: str
@@ -113,6 +119,8 @@ class Disk:
     base_format: str = ""
     read_only: bool = False
     serial: str = ""
+    under: str = ""
+    under_format: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,8 @@ class Vm:
 
     ``name`` is unique on the machine and is found again in QEMU's own argv, which is how an
     undo after a crash knows its process. ``cpuset`` empty = no pinning. ``console`` receives
-    the guest's serial console, bounded by whoever reads it.
+    the guest's serial console, bounded by whoever reads it. A channel whose path is '' has nobody
+    at its host side. ``most_mib`` is up to where the guest's memory can grow, 0 = not at all.
     """
 
     name: str
@@ -135,6 +144,56 @@ class Vm:
     arch: str = "x86_64"
     cpuset: tuple[int, ...] = ()
     console: str = ""
+    most_mib: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A machine that a guest was booted on. ``most_mib`` as in ``Vm``."""
+
+    cpus: int
+    memory_mib: int
+    most_mib: int = 0
+
+    def fits(self, cpus: int, memory_mib: int) -> bool:
+        """Whether a clone of such a guest can have exactly this.
+
+        >>> Shape(1, 512, 4096).fits(1, 2000), Shape(1, 512).fits(1, 600), Shape(2, 512).fits(1, 512)
+        (True, False, False)
+        """
+        return cpus == self.cpus and self.memory_mib <= memory_mib <= max(self.memory_mib, self.most_mib)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A guest that was booted once, brought to rest and saved; VMs are cloned from it, copy-on-write.
+
+    ``way`` is how: ``mapped`` (its memory is a file that each clone maps privately) or ``saved``
+    (the hypervisor's own save image, read anew by each clone). ``image`` is the image's digest.
+    ``memory`` is the path of the memory: a file, or ``/proc/self/fd/N`` in a process that was
+    handed it open. ``disks`` are the guest's as it was saved, ``files`` what else the backend
+    wrote (by name, relative to ``folder``). ``mount_ports`` is how many mounts a clone can have.
+    ``identity`` is what the saved guest said it is: no clone may say the same.
+    """
+
+    id: str
+    folder: str
+    way: str
+    image: str
+    accel: str
+    shape: Shape
+    memory: str
+    disks: tuple[Disk, ...]
+    files: Mapping[str, str]
+    mount_ports: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Template:
+        """Back from ``dataclasses.asdict``."""
+        disks = tuple(Disk(**disk) for disk in data["disks"])
+        return cls(**{**data, "shape": Shape(**data["shape"]), "disks": disks})
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class VmRequest:
     """One job's wish for a VM, as the user wrote it; ``None`` means "what the job has".
 
     The grammar is the same in every carrier (LRMS option, submit file, command line):
-    ``image=el9,cpus=4,memory=8G,scratch=20G,network=vlan42,mount=/data:/data:ro``.
+    ``image=el9,cpus=4,memory=8G,scratch=20G,network=vlan42,mount=/data:/data:ro,start=warm``.
     """
 
     image: str = ""
@@ -133,6 +133,8 @@ class VmRequest:
     scratch_mib: int | None = None
     network: str = ""
     mounts: tuple[Mount, ...] = ()
+    start: str = ""  # cold, warm or auto; '' = auto
+    trace: str = ""  # yes: one line on stderr says where the start's time went
 
     @classmethod
     def parse(cls, text: str) -> VmRequest:
@@ -196,6 +198,15 @@ def _network(text: str) -> str:
     return text
 
 
+def _one_of(key: str, *words: str) -> Any:
+    def convert(text: str) -> str:
+        if text.strip() not in words:
+            raise BadRequest(f"{key} {text!r}: want {', '.join(words[:-1])} or {words[-1]}")
+        return text.strip()
+
+    return convert
+
+
 _GRAMMAR: dict[str, tuple[str, Any]] = {
     "image": ("image", _image),
     "cpus": ("cpus", _count),
@@ -203,6 +214,8 @@ _GRAMMAR: dict[str, tuple[str, Any]] = {
     "scratch": ("scratch_mib", lambda text: parse_size_mib(text, "scratch")),
     "network": ("network", _network),
     "mount": ("mounts", Mount.parse),
+    "start": ("start", _one_of("start", "auto", "warm", "cold")),
+    "trace": ("trace", _one_of("trace", "yes", "no")),
 }
 
 

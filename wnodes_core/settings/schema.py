@@ -115,6 +115,49 @@ class VmSettings:
 
 
 @dataclass(frozen=True)
+class PoolRule:
+    """So many clones of one image are kept restored, idle, until a job takes one."""
+
+    image: str = setting("", "The image: NAME or NAME:TAG.", example="debian12")
+    count: int = setting(1, "How many clones wait.", values.whole)
+    cpus: int = setting(1, "Virtual cpus of each; a job that has another number gets none of them.", values.whole)
+
+
+@dataclass(frozen=True)
+class WarmSettings:
+    """Warm start: VMs that are cloned from a booted guest instead of being booted."""
+
+    build: str = setting(
+        "on_use",
+        "When a node makes templates: on_use (after an image's first cold start), for the pool's images only, or never.",
+        values.choice("on_use", "pool", "never"),
+        node_only=True,
+    )
+    folder: str = setting(
+        "",
+        "Where templates lie: a local file system, or a tmpfs. Default: STATE_DIR/templates.",
+        values.folder,
+        node_only=True,
+        example="/var/lib/wnodes/templates",
+    )
+    max_templates: int = setting(8, "The most templates kept; the least recently used goes first.", values.whole)
+    max_mib: int = setting(16384, "The most room that they take together.", values.size("m"))
+    base_memory_mib: int = setting(
+        512, "Memory that a template is booted with; clones grow from there to what their job has.", values.size("m")
+    )
+    way: str = setting(
+        "auto",
+        "mapped (memory is mapped copy-on-write), saved (libvirt's save image), or auto: the first that works here.",
+        values.choice("auto", "mapped", "saved"),
+    )
+    build_user: str = setting("nobody", "The account that boots a guest to save it.", node_only=True)
+    pool: tuple[PoolRule, ...] = setting((), "Clones that wait for jobs; none by default.", node_only=True)
+    pool_min_free_mib: int = setting(
+        2048, "The pool shrinks while the node has less memory free than this.", values.size("m"), node_only=True
+    )
+
+
+@dataclass(frozen=True)
 class DaemonSettings:
     """wnodesd on this node."""
 
@@ -158,6 +201,7 @@ class Settings:
     images: ImageSettings = section(ImageSettings, "The image store.")
     policy: tuple[Rule, ...] = setting((), "Who may have what. Rules of later files follow those of earlier ones.")
     vm: VmSettings = section(VmSettings, "How VMs are made.")
+    warm: WarmSettings = section(WarmSettings, "Templates, clones of them, and the pool of idle clones.")
     daemon: DaemonSettings = section(DaemonSettings, "wnodesd.")
     plugins: PluginSettings = section(PluginSettings, "Plug-ins.")
     lrms: Mapping[str, Mapping[str, Any]] = setting(
@@ -170,6 +214,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._derive("images", folder=f"{self.state_dir}/images")
+        self._derive("warm", folder=f"{self.state_dir}/templates")
         self._derive("daemon", socket=f"{self.run_dir}/wnodesd.sock", metrics=f"unix:{self.run_dir}/metrics.sock")
 
     def _derive(self, name: str, **defaults: str) -> None:
