@@ -11,11 +11,11 @@ import os
 import pwd
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from wnodes_core.errors import LimitExceeded, RequestError
-from wnodes_core.model import Boot, Channel, Disk, Image, Job, Mount, Vm, VmRequest
+from wnodes_core.model import Boot, Channel, Disk, Image, Job, Mount, Template, Vm, VmRequest
 
 AGENT_PORT = "org.wnodes.agent.0"
 QGA_PORT = "org.qemu.guest_agent.0"
@@ -64,7 +64,11 @@ def _group_name(gid: int) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """One lease's VM, in full. Sizes are the guest's own."""
+    """One lease's VM, in full. Sizes are the guest's own.
+
+    ``template`` is what the VM is cloned from if that can be done; else it is booted.
+    ``mount_ports`` and ``most_mib`` are given by a template's builder, whose guest has no mounts yet.
+    """
 
     lease: str
     folder: str
@@ -78,6 +82,10 @@ class Plan:
     boot_timeout_s: float
     console_kib: int = 1024
     host_commands: tuple[str, ...] = ()
+    template: Template | None = None
+    trace: bool = False
+    mount_ports: int = 0
+    most_mib: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -94,6 +102,7 @@ class Plan:
                 "user": User(**data["user"]),
                 "mounts": tuple(Mount(**mount) for mount in data["mounts"]),
                 "host_commands": tuple(data["host_commands"]),
+                "template": Template.from_dict(data["template"]) if data.get("template") else None,
             }
         )
 
@@ -104,8 +113,18 @@ class Plan:
 
     @property
     def overlay(self) -> Disk:
-        """The lease's copy-on-write layer on the image."""
-        return Disk(f"{self.folder}/overlay.qcow2", "qcow2", self.image.path, self.image.format, serial="root")
+        """The lease's copy-on-write layer on the image, or on its template's disk."""
+        path = f"{self.folder}/overlay.qcow2"
+        if self.template:
+            base = self.template.disks[0]
+            below = {"under": base.base, "under_format": base.base_format}
+            return Disk(path, "qcow2", base.path, base.format, serial="root", **below)
+        return Disk(path, "qcow2", self.image.path, self.image.format, serial="root")
+
+    @property
+    def booted(self) -> Plan:
+        """The same VM, booted and not cloned."""
+        return replace(self, template=None)
 
     @property
     def console(self) -> str:
@@ -131,25 +150,39 @@ class Plan:
         """Host side of the port of mount number ``index``."""
         return f"{self.folder}/mount{index}.sock"
 
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """The ports of the VM; a template's guest has more for mounts than this job may need."""
+        ports = max(len(self.mounts), self.template.mount_ports if self.template else self.mount_ports)
+        mounts = (Channel(MOUNT_PORT.format(i), self._mount_path(i)) for i in range(ports))
+        qga = (Channel(QGA_PORT, self.qga_socket),) if self.image.facts.get("agent") == "qemu-ga" else ()
+        return (Channel(AGENT_PORT, self.agent_socket), *mounts, *qga)
+
+    def _mount_path(self, index: int) -> str:
+        return self.mount_socket(index) if index < len(self.mounts) else ""
+
+    @property
+    def disks(self) -> tuple[Disk, ...]:
+        """The VM's disks: the overlay, and the seed where cloud-init starts our agent."""
+        if self.template:
+            return (self.overlay, *self.template.disks[1:])
+        return (self.overlay, self.seed) if self.image.facts.get("agent") == "cloud-init" else (self.overlay,)
+
     def vm(self, cpuset: Sequence[int]) -> Vm:
         """What the backend is to start, pinned to ``cpuset`` (the job's, known to the keeper only)."""
-        channels = [Channel(AGENT_PORT, self.agent_socket)]
-        channels += [Channel(MOUNT_PORT.format(i), self.mount_socket(i)) for i in range(len(self.mounts))]
-        agent = self.image.facts.get("agent")
-        if agent == "qemu-ga":
-            channels.append(Channel(QGA_PORT, self.qga_socket))
         return Vm(
             name=f"wnodes-{self.lease}",
             folder=self.folder,
             cpus=self.cpus,
             memory_mib=self.memory_mib,
             accel=self.accel,
-            disks=(self.overlay, self.seed) if agent == "cloud-init" else (self.overlay,),
-            channels=tuple(channels),
+            disks=self.disks,
+            channels=self.channels,
             boot=self.image.boot or None,
             arch=self.image.arch,
             cpuset=tuple(cpuset),
             console=self.console,
+            most_mib=self.template.shape.most_mib if self.template else self.most_mib,
         )
 
 
@@ -217,4 +250,5 @@ def make(
         boot_timeout_s=settings.vm.boot_timeout_s,
         console_kib=settings.vm.console_kib,
         host_commands=tuple(host_commands),
+        trace=request.trace == "yes",
     ).to_dict()

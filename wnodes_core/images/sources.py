@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from wnodes_core.api import errors, hookimpl
-from wnodes_core.images import web
 from wnodes_core.tools import full_disk_is_host_error
 
 wnodes_api = 1
@@ -26,6 +25,8 @@ _NO_COPY_RANGE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS)
 def wnodes_image_fetch(source: str, into: Path, deadline: float, progress: Callable[[int, int], None]) -> bool | None:
     """Fetch what we know how to fetch."""
     if source.startswith(("http://", "https://")):
+        from wnodes_core.images import web  # 12 ms of http.client, which a keeper never needs
+
         web.fetch(source, into, deadline, progress)
         return True
     if source.startswith("/"):
@@ -57,6 +58,20 @@ def copy(source: str, into: Path, deadline: float, progress: Callable[[int, int]
         os.close(src)
 
 
+def need_room(into: Path, count: int) -> None:
+    """See that ``count`` more bytes fit, before the disk is filled for nothing.
+
+    Raises OSError (no space left), LimitExceeded for what no purge can make room for.
+    """
+    room = os.statvfs(into.parent)
+    if count > room.f_blocks * room.f_frsize:
+        raise errors.LimitExceeded(
+            f"{into.parent}: the image has {count} bytes, the whole file system {room.f_blocks * room.f_frsize}"
+        )
+    if count > room.f_bavail * room.f_frsize:
+        raise OSError(errno.ENOSPC, f"no space left for {count} bytes more", str(into.parent))
+
+
 def _copy(src: int, found: os.stat_result, into: Path, deadline: float, progress: Callable[[int, int], None]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     progress(0, found.st_size)
@@ -65,7 +80,7 @@ def _copy(src: int, found: os.stat_result, into: Path, deadline: float, progress
         if _reflink(src, dst):
             progress(found.st_size, found.st_size)
             return
-        web.need_room(into, found.st_blocks * 512)
+        need_room(into, found.st_blocks * 512)
         os.ftruncate(dst, found.st_size)
         for offset, count in _data(src, found.st_size):
             _copy_range(src, dst, offset, count)

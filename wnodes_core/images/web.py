@@ -26,6 +26,7 @@ from urllib.error import HTTPError, URLError
 
 import wnodes_core
 from wnodes_core.api import errors
+from wnodes_core.images.sources import need_room
 from wnodes_core.tools import full_disk_is_host_error
 
 STALL_S = 20.0  # no byte for so long: the connection is dead
@@ -96,20 +97,6 @@ def fetch(url: str, into: Path, deadline: float, progress: Progress) -> None:
             except _Refused as error:
                 raise errors.FetchError(f"{url}: {error}") from error
             time.sleep(pause)
-
-
-def need_room(into: Path, count: int) -> None:
-    """See that ``count`` more bytes fit, before the disk is filled for nothing.
-
-    Raises OSError (no space left), LimitExceeded for what no purge can make room for.
-    """
-    room = os.statvfs(into.parent)
-    if count > room.f_blocks * room.f_frsize:
-        raise errors.LimitExceeded(
-            f"{into.parent}: the image has {count} bytes, the whole file system {room.f_blocks * room.f_frsize}"
-        )
-    if count > room.f_bavail * room.f_frsize:
-        raise OSError(errno.ENOSPC, f"no space left for {count} bytes more", str(into.parent))
 
 
 def _size(path: Path) -> int:
