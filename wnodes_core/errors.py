@@ -12,7 +12,7 @@
     │   ├── DigestMismatch  BadFormat
     ├── SettingsError                    HOLD       the site's configuration is wrong; names file and line
     ├── TransientError                   REQUEUE    may work elsewhere or later; the second becomes HOLD
-    │   ├── FetchError  BootTimeout  GuestPanic  ChannelLost  HostBusy
+    │   ├── FetchError  BootTimeout  GuestPanic  ChannelLost  HostBusy  IdentityError
     ├── HostError                        DRAIN      only code that has proved the host sick may raise it
     │   ├── NoKvm  StateDirFull  LibvirtDown
     ├── PluginError                      HOLD       BrokenPlugin  NoProvider
@@ -123,6 +123,10 @@ class ChannelLost(TransientError):
 
 class HostBusy(TransientError):
     """The node has no room for the VM right now."""
+
+
+class IdentityError(TransientError):
+    """A clone is not what it was told to be, or still what its template was."""
 
 
 class HostError(WnodesError):

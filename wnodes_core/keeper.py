@@ -114,7 +114,7 @@ class Keeper:
         self._tell("running")
         watched: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(self._end.wait()),
-            asyncio.ensure_future(self.lifecycle.ended()),
+            asyncio.ensure_future(self.lifecycle.watch.ended()),
             running.channel.lost,
         ]
         await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
@@ -128,10 +128,10 @@ class Keeper:
         """The guest ended by itself or broke its channel while commands ran in it."""
         with contextlib.suppress(TimeoutError):
             # A closed channel is what a dying QEMU shows first: give its end a moment to be seen.
-            await asyncio.wait_for(self.lifecycle.ended(), 2)
-            raise GuestPanic(f"the VM ended while the job ran in it{self.lifecycle.console_tail()}")
+            await asyncio.wait_for(self.lifecycle.watch.ended(), 2)
+            raise GuestPanic(f"the VM ended while the job ran in it{self.lifecycle.watch.last_words()}")
         why = channel.lost.result().message if channel.lost.done() else "the VM has gone"
-        raise ChannelLost(f"{why}, while the job ran{self.lifecycle.console_tail()}")
+        raise ChannelLost(f"{why}, while the job ran{self.lifecycle.watch.last_words()}")
 
     def end(self, reason: str) -> None:
         """End the lease now; the first reason counts."""
@@ -207,8 +207,8 @@ class Keeper:
         facts["ran"] = self.relay.channel is not None  # the job's own code may have begun
         if error is not None:
             facts["error"] = error.to_dict()
-        if self.lifecycle.process:
-            facts["vm_pid"] = self.lifecycle.process.pid
+        if self.lifecycle.watch.process:
+            facts["vm_pid"] = self.lifecycle.watch.process.pid
         return facts
 
     def _tell(self, state: str, error: WnodesError | None = None) -> None:

@@ -1,12 +1,14 @@
 """Raising one lease's VM and taking it down again: the only orchestrator.
 
-Each step is one function, journalled before its effect and timed into the trace; ``undo_one``
-is its mirror and runs in any process with the user's rights, after any crash.
+A VM is cloned from its template where the plan names one, else booted; after a clone that came to
+nothing it is booted. Each step is one function, journalled before its effect and timed into the
+trace; ``undo_one`` is its mirror and runs in any process with the user's rights, after any crash.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,16 +16,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from wnodes_core import processes
-from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, NoProvider, TransientError, WnodesError
-from wnodes_core.files import read_tail
-from wnodes_core.guest import bundle, strangers
+from wnodes_core.errors import NoProvider, RequestError, TransientError, WnodesError
+from wnodes_core.guest import bundle, identity, strangers
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
-from wnodes_core.model import Disk, Mount, Process, Trace, Vm
+from wnodes_core.model import Disk, Mount, Process, Start, Template, Trace, Vm
 from wnodes_core.plan import MOUNT_PORT, Plan, vm_from_dict
+from wnodes_core.watch import Watch
+
+log = logging.getLogger(__name__)
 
 Announce = Callable[[str], None]
+Starter = Callable[[Vm], Process]
+
+CLONE_TIMEOUT_S = 15.0  # a clone that does not answer by then is given up: far less than a boot takes
 
 
 @dataclass
@@ -44,7 +50,7 @@ class Lifecycle:
         self.hook = hook
         self.trace = trace
         self.announce = announce
-        self.process: Process | None = None
+        self.watch = Watch(plan.console)
         self._agent = strangers.kind_of(plan.image.facts)
 
     async def start(self) -> Running:
@@ -52,40 +58,118 @@ class Lifecycle:
 
         Raises WnodesError; what was made until then is in the journal and for ``stop`` to undo.
         """
-        vm = self.plan.vm(sorted(os.sched_getaffinity(0)))
+        template = self.plan.template
+        if template:
+            self.trace.start = Start("warm", template.way, template.id)
+            began = time.monotonic()
+            try:
+                return await self._furnished(self._clone(template))
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a clone, a boot may still do
+                # What fails late is a mount that hangs: a boot would only make the job wait twice for it.
+                if isinstance(error, RequestError) or time.monotonic() - began > 2 * CLONE_TIMEOUT_S:
+                    raise
+                await self._fall_back(error)
+        return await self._furnished(self.boot(self._vm_start))
+
+    async def boot(self, start: Starter) -> Running:
+        """A guest that was booted, with neither the job's user nor its mounts; ``start`` starts its hypervisor."""
+        vm = self._vm()
         with self._timed("overlay"):
             self._create_disk(self.plan.overlay)
             if self._agent == "cloud-init":
                 strangers.make_seed(self.plan.folder, self.plan.seed.path, self.plan.host_name)
         with self._timed("define"):
-            self.process = await _to_its_end(self._start_vm, vm)
+            process = await self._started(vm, start)
         self.announce(f"booting {self.plan.image.name} ({vm.cpus} cpus, {vm.memory_mib} MiB, {vm.accel})")
         with self._timed("boot"):
             channel = await self._while_alive(self._connect())
-        try:
-            with self._timed("agent"):
-                await self._while_alive(self._set_up(channel))
-            with self._timed("mount"):
-                await self._while_alive(self._mount_all(channel))
-        except BaseException:
-            channel.close()
-            raise
-        return Running(vm, self.process, channel)
+        return Running(vm, process, channel)
 
     def stop(self) -> list[Exception]:
         """Undo all that is open in the journal; goes on after failures and returns them."""
         with self._timed("teardown"):
             return self.journal.undo(lambda resource: undo_one(resource, self.hook))
 
+    async def _clone(self, template: Template) -> Running:
+        """A guest that woke as a copy of the template's, proved to be nobody's double."""
+        vm = self._vm()
+        with self._timed("overlay"):
+            self._create_disk(self.plan.overlay)
+        asked = identity.ask(self.plan.host_name)
+        # It listens before QEMU starts and connects: the guest never sees its port hang up.
+        waking = asyncio.ensure_future(
+            GuestChannel.resume(self.plan.agent_socket, timeout_s=CLONE_TIMEOUT_S, wake=asked)
+        )
+        try:
+            await asyncio.sleep(0)
+            with self._timed("clone"):
+                process = await self._started(vm, lambda vm: self._vm_clone(vm, template))
+            with self._timed("wake"):
+                channel, told = await self.watch.while_alive(waking, CLONE_TIMEOUT_S)
+        except BaseException:
+            waking.cancel()
+            raise
+        try:
+            identity.check(template.identity, asked, told)
+        except BaseException:
+            channel.close()
+            raise
+        return Running(vm, process, channel)
+
+    async def _fall_back(self, error: Exception) -> None:
+        """Undo a clone that came to nothing, so that a boot finds the place empty.
+
+        Raises ``error`` if something of the clone is left.
+        """
+        log.warning("no clone: %s", error, exc_info=not isinstance(error, WnodesError))
+        left = await asyncio.to_thread(self.stop)
+        if left:
+            raise error
+        self.watch.process = None
+        self.trace.start = Start("cold", fallback=type(error).__name__)
+        text = error.message if isinstance(error, WnodesError) else f"{type(error).__name__}: {error}"
+        self.announce(f"no clone: {text.splitlines()[0][:200]}; booting instead")
+        self.plan = self.plan.booted
+
+    async def _furnished(self, raising: Any) -> Running:
+        """The VM with the job's user and mounts."""
+        running: Running = await raising
+        try:
+            with self._timed("agent"):
+                await self._while_alive(self._set_up(running.channel))
+            with self._timed("mount"):
+                await self._while_alive(self._mount_all(running.channel))
+        except BaseException:
+            running.channel.close()
+            raise
+        return running
+
+    def _vm(self) -> Vm:
+        return self.plan.vm(sorted(os.sched_getaffinity(0)))
+
     def _create_disk(self, disk: Disk) -> None:
         with self.journal.making_it("disk", disk.path, **asdict(disk)):
             if not self.hook.wnodes_disk_create(disk=disk):
                 raise NoProvider(f"no plug-in makes a {disk.format} disk on {disk.base!r}")
 
-    def _start_vm(self, vm: Vm) -> Process:
+    async def _started(self, vm: Vm, start: Starter) -> Process:
+        self.watch.process = await _to_its_end(lambda: self._start(vm, start))
+        return self.watch.process
+
+    def _start(self, vm: Vm, start: Starter) -> Process:
         with self.journal.making_it("vm", vm.name, **asdict(vm)) as facts:
-            process: Process = self.hook.wnodes_vm_start(vm=vm)
+            process = start(vm)
             facts.update(pid=process.pid, started=process.started)
+        return process
+
+    def _vm_start(self, vm: Vm) -> Process:
+        process: Process = self.hook.wnodes_vm_start(vm=vm)
+        return process
+
+    def _vm_clone(self, vm: Vm, template: Template) -> Process:
+        process: Process | None = self.hook.wnodes_vm_clone(vm=vm, template=template)
+        if process is None:
+            raise NoProvider(f"no backend clones a {template.way!r} template")
         return process
 
     async def _connect(self) -> GuestChannel:
@@ -140,51 +224,7 @@ class Lifecycle:
                 raise TransientError(f"mount {mount}: {done.stderr.decode(errors='replace').strip()[-500:]}")
 
     async def _while_alive(self, wanted: Any) -> Any:
-        """Await something of the guest, but notice at once if the VM ends meanwhile."""
-        task = asyncio.ensure_future(wanted)
-        death = asyncio.ensure_future(self.ended())
-        try:
-            await asyncio.wait({task, death}, return_when=asyncio.FIRST_COMPLETED, timeout=self.plan.boot_timeout_s)
-            if task.done():
-                return task.result()
-            if death.done():
-                raise GuestPanic(f"the VM ended while it started{self.console_tail()}")
-            raise BootTimeout(f"the guest did not answer within {self.plan.boot_timeout_s:g} s{self.console_tail()}")
-        except (ChannelLost, ConnectionError) as error:
-            # A closed channel is what a dying QEMU shows first: give its end a moment to be seen.
-            await asyncio.wait({death}, timeout=2)
-            if death.done():
-                raise GuestPanic(f"the VM ended while it started{self.console_tail()}") from error
-            if isinstance(error, ChannelLost):
-                raise
-            raise ChannelLost(f"the VM's ports do not answer: {error}") from error
-        finally:
-            for each in (task, death):
-                each.cancel()
-            await asyncio.gather(task, death, return_exceptions=True)
-
-    async def ended(self) -> None:
-        """Return when the VM's process is gone."""
-        fd = processes.open_pidfd(self.process) if self.process else None
-        if fd is None:
-            return
-        loop = asyncio.get_running_loop()
-        gone = loop.create_future()
-        loop.add_reader(fd, _settle, gone)
-        try:
-            await gone
-        finally:
-            loop.remove_reader(fd)
-            os.close(fd)
-
-    def console_tail(self) -> str:
-        """The guest's last words for an error message, without control characters, or ''."""
-        text = read_tail(self.plan.console, 8000)
-        said = "".join(c for c in text if c.isprintable() or c == "\n").strip().splitlines()
-        # A panic's own line says why; the kernel writes a page of addresses after it.
-        panic = next((number for number, line in enumerate(said) if "Kernel panic" in line), -8)
-        lines = "\n".join(f"  console: {line}" for line in said[panic:][:8])
-        return f"; its console ended with\n{lines}" if lines else " and wrote nothing to its console"
+        return await self.watch.while_alive(wanted, self.plan.boot_timeout_s)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -195,22 +235,17 @@ class Lifecycle:
             self.trace.add(name, time.monotonic() - began)
 
 
-async def _to_its_end(work: Callable[[Vm], Process], vm: Vm) -> Process:
+async def _to_its_end(work: Callable[[], Process]) -> Process:
     """Run ``work`` in a thread; a cancelled caller still waits for it.
 
     A VM whose start nobody awaits any more would come up behind the back of the undo.
     """
-    thread = asyncio.ensure_future(asyncio.to_thread(work, vm))
+    thread = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
         await asyncio.wait({thread})
         raise
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def undo_one(resource: Resource, hook: Any) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "Owner",
     "Process",
     "Shape",
+    "Start",
     "Template",
     "Trace",
     "Vm",
@@ -248,11 +249,25 @@ class Owner:
     node: str = ""
 
 
+@dataclass(frozen=True)
+class Start:
+    """How a VM came up. ``kind``: ``cold`` (booted), ``warm`` (cloned for the job) or ``pool`` (cloned before it).
+
+    ``way`` and ``template`` are the clone's; ``fallback`` is the kind of error that made a clone a boot.
+    """
+
+    kind: str = "cold"
+    way: str = ""
+    template: str = ""
+    fallback: str = ""
+
+
 @dataclass
 class Trace:
     """Seconds spent in each named phase of one lease, in order."""
 
     steps: list[tuple[str, float]] = field(default_factory=list)
+    start: Start = field(default_factory=Start)
 
     def add(self, name: str, seconds: float) -> None:
         """Record that phase ``name`` took ``seconds``."""

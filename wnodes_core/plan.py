@@ -117,8 +117,7 @@ class Plan:
         path = f"{self.folder}/overlay.qcow2"
         if self.template:
             base = self.template.disks[0]
-            below = {"under": base.base, "under_format": base.base_format}
-            return Disk(path, "qcow2", base.path, base.format, serial="root", **below)
+            return Disk(path, "qcow2", base.path, base.format, False, "root", base.base, base.base_format)
         return Disk(path, "qcow2", self.image.path, self.image.format, serial="root")
 
     @property

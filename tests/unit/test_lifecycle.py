@@ -57,7 +57,7 @@ def test_the_guest_has_user_groups_and_ports(stand: Stand) -> None:
     seen: list[str] = []
 
     async def use(lifecycle: Lifecycle, running: Running) -> None:
-        assert running.process.pid == lifecycle.process.pid  # type: ignore[union-attr]
+        assert running.process.pid == lifecycle.watch.process.pid  # type: ignore[union-attr]
         assert (await running.channel.run(["echo", "hi"])).stdout == b"hi\n"
         seen.append((stand.folder / "guest/etc/group").read_text())
         seen.extend(path.read_text() for path in sorted(stand.folder.glob("*.gateway")))
@@ -136,12 +136,12 @@ def test_a_plugins_bug_at_each_step_leaves_nothing(stand: Stand, step: str) -> N
 
 def test_the_vms_end_is_noticed_at_once(stand: Stand) -> None:
     async def use(lifecycle: Lifecycle, running: Running) -> None:
-        watching = asyncio.ensure_future(lifecycle.ended())
+        watching = asyncio.ensure_future(lifecycle.watch.ended())
         await asyncio.sleep(0.05)
         assert not watching.done()
         await asyncio.to_thread(processes.kill, running.process)
         await asyncio.wait_for(watching, 2)
-        await asyncio.wait_for(lifecycle.ended(), 2)
+        await asyncio.wait_for(lifecycle.watch.ended(), 2)
 
     assert stand.go(use) == []
 
@@ -149,16 +149,16 @@ def test_the_vms_end_is_noticed_at_once(stand: Stand) -> None:
 def test_the_console_is_quoted_without_control_characters(stand: Stand) -> None:
     lifecycle = Lifecycle(stand.plan, Journal(stand.folder / "journal"), None, Trace(), print)
     lifecycle.journal.close()
-    assert lifecycle.console_tail() == " and wrote nothing to its console"
+    assert lifecycle.watch.last_words() == " and wrote nothing to its console"
     console = Path(stand.plan.console)
     console.write_bytes(b"".join(b"line %d\r\n" % n for n in range(100)) + b"\x1b[31mred\x07\xff\n")
-    quoted = lifecycle.console_tail().splitlines()
+    quoted = lifecycle.watch.last_words().splitlines()
     assert quoted[0] == "; its console ended with"
     assert quoted[1:3] == ["  console: line 93", "  console: line 94"]
     assert len(quoted) == 9
-    assert not any(c in lifecycle.console_tail() for c in "\x1b\x07\r")
+    assert not any(c in lifecycle.watch.last_words() for c in "\x1b\x07\r")
     console.write_bytes(b"early\n" * 50 + b"Kernel panic - not syncing: no root\n" + b" ? address\n" * 60)
-    assert lifecycle.console_tail().splitlines()[1] == "  console: Kernel panic - not syncing: no root"
+    assert lifecycle.watch.last_words().splitlines()[1] == "  console: Kernel panic - not syncing: no root"
 
 
 def test_undo_of_an_unknown_kind_is_an_error_and_not_silence(stand: Stand) -> None:
@@ -199,7 +199,7 @@ def test_an_end_while_the_vm_starts_waits_for_it_so_that_the_undo_sees_it(tmp_pa
         return processes.read(os.getpid())
 
     async def end_meanwhile():
-        task = asyncio.ensure_future(lifecycle._to_its_end(slow_start, SimpleNamespace(name="v")))
+        task = asyncio.ensure_future(lifecycle._to_its_end(lambda: slow_start(SimpleNamespace(name="v"))))
         await asyncio.to_thread(begun.wait, 10)
         task.cancel()
         asyncio.get_running_loop().call_later(0.05, finish.set)

@@ -129,7 +129,7 @@ class WarmSettings:
 
     build: str = setting(
         "on_use",
-        "When a node makes templates: on_use (after an image's first cold start), pool (for its images only), or never.",
+        "When a node makes templates: on_use (after an image's first cold start), pool (for its images), or never.",
         values.choice("on_use", "pool", "never"),
         node_only=True,
     )
