@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,17 +30,21 @@ def provider(answer: Any, level: Any = 1) -> Any:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Install modules as a stranger's package would: ``installed(name, source)``."""
-    entries: list[metadata.EntryPoint] = []
+    installed: list[str] = []
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(metadata, "entry_points", lambda *, group, name="": [e for e in entries if e.group == group])
 
     def install(name: str, source: str) -> None:
-        (tmp_path / f"{name}_module.py").write_text(source)
-        entries.append(metadata.EntryPoint(name, f"{name}_module", PLUGIN_GROUP))
+        module, info = f"{name}_module", tmp_path / f"{name}-1.0.dist-info"
+        (tmp_path / f"{module}.py").write_text(source)
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{PLUGIN_GROUP}]\n{name} = {module}\n")
+        importlib.invalidate_caches()
+        installed.append(module)
 
     yield install
-    for entry in entries:
-        sys.modules.pop(entry.value, None)
+    for module in installed:
+        sys.modules.pop(module, None)
 
 
 def source_of(answer: str, level: int = 1) -> str:
