@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from wnodes_core.api import Boot, Disk, Vm, errors
+from wnodes_core.api import Boot, Channel, Disk, Vm, errors
 from wnodes_core.backends.libvirt import objects
 from wnodes_core.backends.libvirt.xml import Node
 
@@ -30,6 +30,9 @@ _SUN_PATH = 107  # unix(7): 108 bytes with the closing NUL
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _DISK_NAMES = "abcdefghijklmnopqrstuvwxyz"
 _NAMESPACE = uuid.UUID("6d1e1f0c-4a64-5d0e-9a3e-0f7c1f3a9b52")
+# libvirt restores a saved domain under its own name and uuid only, so all clones of that way share these.
+SAVED_NAME = "wnodes-saved"
+SAVED_UUID = str(uuid.uuid5(_NAMESPACE, SAVED_NAME))
 
 
 def emulator(arch: str) -> str:
@@ -47,11 +50,15 @@ def vm_uuid(name: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, name))
 
 
-def build(vm: Vm, *, direct_io: bool = True, affinity: Sequence[int] = ()) -> objects.Domain:
+def build(
+    vm: Vm, *, direct_io: bool = True, affinity: Sequence[int] = (), template: str = "", called: bool = True
+) -> objects.Domain:
     """The domain that runs ``vm``.
 
     ``direct_io`` says that the disks' file systems know O_DIRECT. ``affinity`` are the CPUs to
-    keep to when the VM names none.
+    keep to when the VM names none. ``template`` is the way in which it is to be saved or was (``mapped``:
+    its memory is a file that QEMU shares). With ``called`` false QEMU calls at the agent's socket
+    itself, where its keeper listens already: a clone's agent must never see its port hang up.
 
     Raises SettingsError for a socket path that is too long, ValueError for a name that is not ours.
     """
@@ -61,26 +68,34 @@ def build(vm: Vm, *, direct_io: bool = True, affinity: Sequence[int] = ()) -> ob
     tcg = vm.accel == "tcg"
     return objects.Domain(
         type="qemu" if tcg else "kvm",
-        name=vm.name,
-        uuid=vm_uuid(vm.name),
+        name=SAVED_NAME if template == "saved" else vm.name,
+        uuid=SAVED_UUID if template == "saved" else vm_uuid(vm.name),
         lease=vm.name,
-        memory_mib=vm.memory_mib,
+        memory_mib=max(vm.memory_mib, vm.most_mib),  # what is not plugged in yet counts
+        memory_source="file" if template == "mapped" else None,
+        memory_access="shared" if template == "mapped" else None,
+        **_growth(vm),
         vcpus=vm.cpus,
         cputune=_pinning(vm, affinity),
         arch=vm.arch,
         machine=MACHINES[vm.arch],
         kernel=boot.kernel if boot else None,
         initrd=(boot.initrd or None) if boot else None,
-        cmdline=_cmdline(boot) if boot else None,
+        cmdline=_cmdline(boot, grows=vm.most_mib > vm.memory_mib) if boot else None,
         tb_cache_unit="MiB" if tcg else None,
         tb_cache_mib=TB_CACHE_MIB if tcg else None,
-        cpu=_cpu(vm),
+        cpu=_cpu(vm, migratable=bool(template)),
         emulator=emulator(vm.arch),
-        devices=_devices(vm, "none" if direct_io else "writeback"),
+        devices=_devices(vm, "none" if direct_io else "writeback", called),
     )
 
 
-def _devices(vm: Vm, cache: str) -> tuple[Node, ...]:
+def _growth(vm: Vm) -> dict[str, int | str]:
+    grows = vm.most_mib > vm.memory_mib
+    return {"most_slots": 1, "most_unit": "MiB", "most_mib": vm.most_mib} if grows else {}
+
+
+def _devices(vm: Vm, cache: str, called: bool) -> tuple[Node, ...]:
     # No NIC, no graphics, no USB, no balloon: what is not there cannot be attacked, costs no start-up
     # time and no memory. on_crash needs the panic device to hear of a panic.
     disks = tuple(_disk(disk, index, cache, bootable=vm.boot is None) for index, disk in enumerate(vm.disks))
@@ -90,10 +105,19 @@ def _devices(vm: Vm, cache: str) -> tuple[Node, ...]:
         objects.Controller(type="usb", model="none"),
         objects.Controller(type="virtio-serial", index=0, ports=31),
         *console,
-        *(objects.ChannelDevice(path=_socket(c.path), name=c.name) for c in vm.channels),
+        *(_channel(channel, called or index > 0) for index, channel in enumerate(vm.channels)),
         objects.Memballoon(model="none"),
         objects.Rng(),
         objects.Panic(model="isa"),
+        *((objects.VirtioMem(size_mib=vm.most_mib - vm.memory_mib),) if vm.most_mib > vm.memory_mib else ()),
+    )
+
+
+def _channel(channel: Channel, called: bool) -> objects.ChannelDevice:
+    if not channel.path:  # a mount port that this VM has no mount for
+        return objects.ChannelDevice(type="null", mode=None, path=None, name=channel.name)
+    return objects.ChannelDevice(
+        mode="bind" if called else "connect", path=_socket(channel.path), name=channel.name
     )
 
 
@@ -107,7 +131,7 @@ def _disk(disk: Disk, index: int, cache: str, *, bootable: bool) -> objects.Disk
         rerror_policy="report",
         discard="unmap",
         path=disk.path,
-        backing=objects.Backing(format=disk.base_format, path=disk.base) if disk.base else None,
+        backing=_backing(disk),
         target=f"vd{_DISK_NAMES[index]}",
         read_only=True if disk.read_only else None,
         serial=disk.serial or None,
@@ -115,14 +139,32 @@ def _disk(disk: Disk, index: int, cache: str, *, bootable: bool) -> objects.Disk
     )
 
 
-def _cpu(vm: Vm) -> objects.Cpu:
+def _backing(disk: Disk) -> objects.Backing | None:
+    if not disk.base:
+        return None
+    under = objects.Backing(format=disk.under_format, path=disk.under) if disk.under else None
+    return objects.Backing(format=disk.base_format, path=disk.base, under=under, end=None if under else True)
+
+
+def _cpu(vm: Vm, *, migratable: bool) -> objects.Cpu:
+    # Memory devices want a NUMA node to be plugged into.
+    grows = vm.most_mib > vm.memory_mib
+    cell = objects.NumaCell(cpus=_ranges(range(vm.cpus)), memory=vm.memory_mib) if grows else None
     if vm.accel == "tcg":
         # check='none': libvirt would compare with the host's CPU, which plays no part in TCG.
         return objects.Cpu(
-            mode="custom", match="exact", check="none", model_fallback="forbid", model=TCG_CPU[vm.arch], cores=vm.cpus
+            mode="custom",
+            match="exact",
+            check="none",
+            model_fallback="forbid",
+            model=TCG_CPU[vm.arch],
+            cores=vm.cpus,
+            numa=cell,
         )
-    # The VM lives and dies on this host, so it may have every feature of it.
-    return objects.Cpu(mode="host-passthrough", check="none", migratable="off", cores=vm.cpus)
+    # The VM lives and dies on this host, so it may have every feature of it, but for those (an invariant
+    # clock) with which QEMU refuses to save a guest.
+    off = "on" if migratable else "off"
+    return objects.Cpu(mode="host-passthrough", check="none", migratable=off, cores=vm.cpus, numa=cell)
 
 
 def _pinning(vm: Vm, affinity: Sequence[int]) -> objects.Cputune | None:
@@ -154,10 +196,14 @@ def _ranges(cpus: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def _cmdline(boot: Boot) -> str:
-    """The image's kernel command line; a panic ends the VM (panic=-1: at once) and is on the console."""
+def _cmdline(boot: Boot, *, grows: bool) -> str:
+    """The image's kernel command line; a panic ends the VM (panic=-1: at once) and is on the console.
+
+    A guest that may grow beyond 4 GiB sets 64 MiB aside to copy for devices that reach no further.
+    None of ours is such a one: 2 MiB (1024 pieces of 2 KiB) will do.
+    """
     words = boot.cmdline.split()
-    for word in ("console=ttyS0", "panic=-1"):
+    for word in ("console=ttyS0", "panic=-1", *(("swiotlb=1024",) if grows else ())):
         key = word.partition("=")[0] + "="
         if not any(given.startswith(key) for given in words):
             words.append(word)

@@ -10,6 +10,7 @@ emulator as arguments it also opens the driver there and has it learn QEMU's cap
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -25,6 +26,7 @@ import libvirt_qemu  # type: ignore[import-untyped]  # noqa: E402
 
 from wnodes_core.api import errors
 from wnodes_core.backends.libvirt import memory
+from wnodes_core.backends.libvirt.domain import SAVED_NAME
 from wnodes_core.tools import private_folder, write_atomic
 
 # No cgroups: QEMU stays where the batch system put the keeper. No mount namespace, no ownership
@@ -46,6 +48,7 @@ seccomp_sandbox = 1
 _lock = threading.Lock()
 _connection: Any = None
 _domains: dict[str, Any] = {}
+_on_end: dict[str, Callable[[str], object]] = {}
 
 
 def version() -> str:
@@ -54,8 +57,10 @@ def version() -> str:
     return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
 
 
-def start(xml: str, name: str, root: Path, emulator: str, state_dir: str, on_end: Callable[[str], object]) -> None:
-    """Define and start a domain that ends with its QEMU.
+def start(
+    xml: str, name: str, root: Path, emulator: str, state_dir: str, on_end: Callable[[str], object], saved: str = ""
+) -> None:
+    """Define and start a domain that ends with its QEMU; ``saved`` is a save image to start it from.
 
     ``on_end`` is called with the name, in libvirt's thread, as soon as the guest has panicked,
     powered off or asked for a reset; it is to kill the QEMU.
@@ -66,12 +71,17 @@ def start(xml: str, name: str, root: Path, emulator: str, state_dir: str, on_end
     with _lock:
         connection = _open(root, emulator, state_dir)
         try:
-            _watch(connection, on_end)
+            _on_end[SAVED_NAME if saved else name] = lambda _: on_end(name)
             with _reaping_probes():
-                _domains[name] = connection.createXML(xml, 0)
+                _domains[name] = _restored(connection, xml, saved) if saved else connection.createXML(xml, 0)
         except libvirt.libvirtError as error:
             raise _translate(error, f"VM {name}") from error
         _carry_out(root, emulator, state_dir)
+
+
+def _restored(connection: Any, xml: str, saved: str) -> Any:
+    connection.restoreFlags(saved, xml, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+    return connection.lookupByName(SAVED_NAME)
 
 
 @contextmanager
@@ -108,6 +118,39 @@ def _dead_probes() -> Iterator[int]:
                 fields = rest.split()
                 if name.startswith("qemu-system") and fields[0] == "Z" and fields[3] != ours:
                     yield int(pid)
+
+
+def ask_monitor(name: str, command: str, **arguments: Any) -> Any:
+    """Ask the QEMU of a domain of this process by its own monitor's words.
+
+    Raises TransientError.
+    """
+    order = {"execute": command, **({"arguments": arguments} if arguments else {})}
+    try:
+        said = json.loads(libvirt_qemu.qemuMonitorCommand(_domains[name], json.dumps(order), 0))
+    except libvirt.libvirtError as error:
+        raise _translate(error, f"VM {name}: {command}") from error
+    if "error" in said:
+        raise errors.TransientError(f"VM {name}: {command}: {str(said['error'])[:500]}")
+    return said["return"]
+
+
+def save(name: str, path: str) -> None:
+    """Write a domain of this process to libvirt's save image; it has ended on return.
+
+    Raises TransientError.
+    """
+    try:
+        _domains[name].saveFlags(path, None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+    except libvirt.libvirtError as error:
+        raise _translate(error, f"VM {name}: saving") from error
+
+
+def grow(name: str, more_mib: int) -> None:
+    """Plug more memory into a domain of this process, as much as it can take. Raises TransientError."""
+    if more_mib > 0:
+        path = "/machine/peripheral/virtiomem0"
+        ask_monitor(name, "qom-set", path=path, property="requested-size", value=more_mib << 20)
 
 
 def pause(name: str, paused: bool) -> bool:
@@ -173,6 +216,7 @@ def _open(root: Path, emulator: str, state_dir: str) -> Any:
             _connection = libvirt.open(f"qemu:///embed?root={_short(root)}")
         except libvirt.libvirtError as error:
             raise _down(error, str(root)) from error
+        _watch(_connection)
     return _connection
 
 
@@ -188,14 +232,14 @@ def _run_events() -> None:
         libvirt.virEventRunDefaultImpl()
 
 
-def _watch(connection: Any, on_end: Callable[[str], object]) -> None:
+def _watch(connection: Any) -> None:
     # libvirt itself ends a guest that powered off or reset with SIGTERM, to which our QEMU is deaf
     # (qemu_x86_64.sh), and would leave it paused for ever.
     over = (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_CRASHED, libvirt.VIR_DOMAIN_EVENT_STOPPED)
 
     def changed(_connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
-        if event in over:
-            on_end(domain.name())
+        if event in over and domain.name() in _on_end:
+            _on_end[domain.name()](domain.name())
 
     connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, changed, None)
 

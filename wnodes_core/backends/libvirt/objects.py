@@ -31,6 +31,32 @@ class Cputune(Node):
 
 
 @dataclass(kw_only=True)
+class NumaCell(Node):
+    """One node of the guest's memory; memory devices are plugged into it."""
+
+    TAG: ClassVar[str] = "cell"
+    id: int = at("@id", 0)
+    cpus: str = at("@cpus")
+    memory: int = at("@memory")
+    unit: str = at("@unit", "MiB")
+
+
+@dataclass(kw_only=True)
+class VirtioMem(Node):
+    """Memory that the guest is given or takes back while it runs."""
+
+    TAG: ClassVar[str] = "memory"
+    model: str = at("@model", "virtio-mem")
+    size_unit: str = at("target/size/@unit", "MiB")
+    size_mib: int = at("target/size")
+    node: int = at("target/node", 0)
+    block_unit: str = at("target/block/@unit", "MiB")
+    block_mib: int = at("target/block", 2)
+    requested_unit: str = at("target/requested/@unit", "MiB")
+    requested_mib: int = at("target/requested", 0)
+
+
+@dataclass(kw_only=True)
 class Cpu(Node):
     """The CPU model that the guest sees."""
 
@@ -44,6 +70,7 @@ class Cpu(Node):
     sockets: int = at("topology/@sockets", 1)
     cores: int = at("topology/@cores", 1)
     threads: int = at("topology/@threads", 1)
+    numa: NumaCell | None = at("numa")
 
 
 @dataclass(kw_only=True)
@@ -54,7 +81,8 @@ class Backing(Node):
     type: str = at("@type", "file")
     format: str = at("format/@type")
     path: str = at("source/@file")
-    end: bool = at("backingStore", True)
+    under: Backing | None = at("")
+    end: bool | None = at("backingStore", True)
 
 
 @dataclass(kw_only=True)
@@ -103,12 +131,12 @@ class Serial(Node):
 
 @dataclass(kw_only=True)
 class ChannelDevice(Node):
-    """A virtio-serial port: a name in the guest, a Unix socket that QEMU listens on."""
+    """A virtio-serial port: a name in the guest, a Unix socket that QEMU listens on or calls at."""
 
     TAG: ClassVar[str] = "channel"
     type: str = at("@type", "unix")
-    mode: str = at("source/@mode", "bind")
-    path: str = at("source/@path")
+    mode: str | None = at("source/@mode", "bind")
+    path: str | None = at("source/@path")
     target: str = at("target/@type", "virtio")
     name: str = at("target/@name")
 
@@ -148,9 +176,14 @@ class Domain(Node):
     name: str = at("name")
     uuid: str = at("uuid")
     lease: str = at("metadata/wnodes:lease/@name")
+    most_slots: int | None = at("maxMemory/@slots")
+    most_unit: str | None = at("maxMemory/@unit")
+    most_mib: int | None = at("maxMemory")
     memory_unit: str = at("memory/@unit", "MiB")
     dump_core: bool = at("memory/@dumpCore", False, convert=on_off)
     memory_mib: int = at("memory")
+    memory_source: str | None = at("memoryBacking/source/@type")
+    memory_access: str | None = at("memoryBacking/access/@mode")
     vcpu_placement: str = at("vcpu/@placement", "static")
     vcpus: int = at("vcpu")
     cputune: Cputune | None = at("")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from wnodes_core.api import Process, Vm, errors, hookimpl
-from wnodes_core.backends.libvirt import domain
+from wnodes_core.api import Process, Template, Vm, errors, hookimpl
+from wnodes_core.backends.libvirt import domain, host
 from wnodes_core.backends.libvirt.probe import probe, state_dir_of
 from wnodes_core.tools import kill, table
 
 wnodes_api = 1
 KVM = "/dev/kvm"
+WAYS = ("mapped", "saved")
+_OVERLAY = re.compile(r'"driver":"file","filename":"([^"]+/overlay\.qcow2)"')
 _STOP_DEADLINE_S = 10.0
 
 
@@ -33,13 +38,24 @@ def wnodes_vm_start(vm: Vm) -> Process:
     running = next((process for process in _find(vm.name) if process.uid == os.getuid()), None)
     if running:
         return running
+    _want_kvm(vm)
+    return _started(embed, vm, _xml(vm))
+
+
+def _want_kvm(vm: Vm) -> None:
     if vm.accel == "kvm" and not os.access(KVM, os.R_OK | os.W_OK):
         who = f"uid {os.getuid()} with the groups {sorted(os.getgroups())}"
         raise errors.NoKvm(f"{KVM} may not be opened by {who}", hint="add the user to the device's group")
+
+
+def _xml(vm: Vm, **how: Any) -> str:
     disks = [path for disk in vm.disks for path in (disk.path, disk.base) if path]
-    xml = domain.build(vm, direct_io=all(map(knows_direct_io, disks)), affinity=_affinity()).xml()
+    return domain.build(vm, direct_io=all(map(knows_direct_io, disks)), affinity=_affinity(), **how).xml()
+
+
+def _started(embed: ModuleType, vm: Vm, xml: str, saved: str = "") -> Process:
     root = Path(vm.folder) / "libvirt"
-    embed.start(xml, vm.name, root, domain.emulator(vm.arch), state_dir_of(vm.folder), _end)
+    embed.start(xml, vm.name, root, domain.emulator(vm.arch), state_dir_of(vm.folder), _end, saved)
     found = next(_find(vm.name), None)
     if found is None:
         raise errors.GuestPanic(f"VM {vm.name}: QEMU ended as soon as it had started")
@@ -47,10 +63,66 @@ def wnodes_vm_start(vm: Vm) -> Process:
 
 
 @hookimpl
+def wnodes_template_ways(accel: str) -> Sequence[str]:
+    """Both ways, wherever libvirt and QEMU are: Debian 12's and EL 9's have all that they need."""
+    return WAYS
+
+
+@hookimpl
+def wnodes_template_host(accel: str) -> str | None:
+    """QEMU's file, the kernel that runs KVM, the processor: what a saved state hangs on."""
+    return host.description(accel)
+
+
+@hookimpl
+def wnodes_template_start(vm: Vm, way: str) -> Process | None:
+    """Boot a guest whose memory can be kept."""
+    if way not in WAYS:
+        return None
+    from wnodes_core.backends.libvirt import embed
+
+    _want_kvm(vm)
+    return _started(embed, vm, _xml(vm, template=way))
+
+
+@hookimpl
+def wnodes_template_save(vm: Vm, way: str) -> dict[str, Any] | None:
+    """Write the state down, by the way the guest was started for."""
+    if way not in WAYS:
+        return None
+    from wnodes_core.backends.libvirt import template
+
+    process = next(_find(vm.name), None)
+    if process is None:
+        raise errors.GuestPanic(f"VM {vm.name}: it ended before it could be saved")
+    return template.save(vm, way, process, _end)
+
+
+@hookimpl
+def wnodes_vm_clone(vm: Vm, template: Template) -> Process | None:
+    """Clone by the way that the template was made."""
+    if template.way not in WAYS:
+        return None
+    _want_kvm(vm)
+    if template.way == "mapped":
+        from wnodes_core.backends.libvirt import clone
+
+        return clone.start(vm, template)
+    from wnodes_core.backends.libvirt import embed
+
+    # What libvirt restores must have the saved machine's memory; it grows afterwards.
+    machine = replace(vm, memory_mib=template.shape.memory_mib)
+    xml = _xml(machine, template="saved", called=False)
+    process = _started(embed, vm, xml, f"{template.folder}/{template.files['image']}")
+    embed.grow(vm.name, vm.memory_mib - template.shape.memory_mib)
+    return process
+
+
+@hookimpl
 def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
     """Pause or resume a VM that this process started."""
-    embed = sys.modules.get("wnodes_core.backends.libvirt.embed")
-    return bool(embed and embed.pause(vm.name, paused))
+    ours = (sys.modules.get(f"wnodes_core.backends.libvirt.{name}") for name in ("clone", "embed"))
+    return any(module.pause(vm.name, paused) for module in ours if module)
 
 
 @hookimpl
@@ -90,6 +162,9 @@ def _affinity() -> tuple[int, ...]:
 
 
 def _end(name: str) -> bool:
+    clone = sys.modules.get("wnodes_core.backends.libvirt.clone")
+    if clone:
+        clone.end(name)
     # SIGKILL and not libvirt's destroy, which waits 1.2 s for a graceful end: the overlay is thrown away,
     # so there is nothing to be graceful about, and the embedded driver's state goes with the lease.
     deadline = time.monotonic() + _STOP_DEADLINE_S
@@ -119,10 +194,17 @@ def name_in(command: tuple[str, ...]) -> str:
     """The name of our VM in a QEMU's argv, or '' if it is not one of ours.
 
     The uuid must be the one that follows from the name, so a QEMU of somebody else's is never ours.
+    Those that libvirt restored all have one name: their own is told by their overlay's folder, a lease's.
 
     >>> name_in(("qemu", "-name", "guest=a-1,debug-threads=on"))
     ''
     """
     options = dict(zip(command, command[1:], strict=False))
     name = options.get("-name", "").partition(",")[0].removeprefix("guest=")
-    return name if name and options.get("-uuid") == domain.vm_uuid(name) else ""
+    if not name or options.get("-uuid") != domain.vm_uuid(name):
+        return ""
+    if name != domain.SAVED_NAME:
+        return name
+    overlays = [match[1] for word in command if (match := _OVERLAY.search(word))]
+    # libvirt states the lowest layer first.
+    return f"wnodes-{Path(overlays[-1]).parent.name}" if overlays else ""

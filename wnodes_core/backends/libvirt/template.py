@@ -1,0 +1,112 @@
+"""Saving a booted guest so that it can be cloned, in two ways.
+
+``mapped``: the guest's memory is a file that QEMU shares; saving leaves it where it is and writes down
+the devices alone (half a MiB). A clone maps the file privately, so pages are copied when they are written.
+``saved``: libvirt's save image, memory and all, which every clone reads anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from wnodes_core.api import Process, Vm, errors
+from wnodes_core.backends.libvirt import embed
+
+SAVE_TIMEOUT_S = 120.0
+ARGV, STATE, IMAGE, MEMORY = "argv.json", "state", "image", "memory"
+_CHUNK = 1 << 20
+
+
+def save(vm: Vm, way: str, process: Process, end: Any) -> dict[str, Any]:
+    """Write the guest's state down and end its QEMU; see ``wnodes_template_save``."""
+    folder = Path(vm.folder)
+    if way == "saved":
+        embed.save(vm.name, str(folder / IMAGE))
+        made = {"memory": "", "files": {"image": IMAGE}}
+    else:
+        _save_mapped(vm, process, folder)
+        made = {"memory": str(folder / MEMORY), "files": {"argv": ARGV, "state": STATE}}
+    end(vm.name)
+    for name in (*made["files"].values(), *([MEMORY] if made["memory"] else [])):
+        _sync(folder / name)
+    return made
+
+
+def _save_mapped(vm: Vm, process: Process, folder: Path) -> None:
+    argv = _argv_of(process.pid)
+    embed.pause(vm.name, True)
+    capability = {"capability": "x-ignore-shared", "state": True}
+    embed.ask_monitor(vm.name, "migrate-set-capabilities", capabilities=[capability])
+    with _receiving(folder / "migrate.sock", folder / STATE) as done:
+        # libvirt's seccomp profile forbids QEMU to start programs, so the state goes to a socket of ours.
+        embed.ask_monitor(vm.name, "migrate", uri=f"unix:{folder}/migrate.sock")
+        _await_migration(vm.name)
+        done.wait(SAVE_TIMEOUT_S)
+    # The file's own name goes with the domain; this one stays.
+    os.link(_memory_of(argv), folder / MEMORY)
+    (folder / ARGV).write_text(json.dumps(argv))
+
+
+def _argv_of(pid: int) -> list[str]:
+    return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")]
+
+
+def _memory_of(argv: list[str]) -> str:
+    for word in argv:
+        with suppress(ValueError, AttributeError):
+            given = json.loads(word) if word.startswith("{") else {}
+            if given.get("id") in ("pc.ram", "ram-node0") and "mem-path" in given:
+                return str(given["mem-path"])
+    raise errors.TransientError("the guest's memory is no file that could be kept", hint="warm: {way: saved}")
+
+
+def _await_migration(name: str) -> None:
+    deadline = time.monotonic() + SAVE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        told = embed.ask_monitor(name, "query-migrate")
+        if told.get("status") == "completed":
+            return
+        if told.get("status") in ("failed", "cancelled"):
+            raise errors.TransientError(f"VM {name}: saving: {told.get('error-desc', told['status'])}")
+        time.sleep(0.01)
+    raise errors.TransientError(f"VM {name}: not saved within {SAVE_TIMEOUT_S:g} s")
+
+
+@contextmanager
+def _receiving(path: Path, into: Path) -> Iterator[threading.Event]:
+    """Write what one client sends to ``path`` into a file; the event says that all of it is there."""
+    done = threading.Event()
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen(1)
+
+    def receive() -> None:
+        connection, _ = server.accept()
+        with connection, open(into, "wb") as file:
+            while data := connection.recv(_CHUNK):
+                file.write(data)
+        done.set()
+
+    thread = threading.Thread(target=receive, name="template-state", daemon=True)
+    thread.start()
+    try:
+        yield done
+    finally:
+        server.close()
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
