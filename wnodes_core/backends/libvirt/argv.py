@@ -136,7 +136,7 @@ def _blockdev(value: str, vm: Vm, root: str) -> list[str]:
     above = {**given, "read-only": False}
     if kind == "storage":
         below.pop("auto-read-only", None)
-        above["filename"] = vm.disks[0].path
+        below["filename"], above["filename"] = vm.disks[0].base, vm.disks[0].path
     else:
         below["file"] = "template-storage"
         above |= {"driver": vm.disks[0].format, "backing": "template-format"}
