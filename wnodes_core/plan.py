@@ -231,6 +231,7 @@ def make(
     lease: str = "",
     folder: str = "",
     host_commands: Sequence[str] = (),
+    template: Template | None = None,
 ) -> dict[str, Any]:
     """The plan of an admitted request, as JSON values.
 
@@ -249,5 +250,6 @@ def make(
         boot_timeout_s=settings.vm.boot_timeout_s,
         console_kib=settings.vm.console_kib,
         host_commands=tuple(host_commands),
+        template=template,
         trace=request.trace == "yes",
     ).to_dict()

@@ -18,7 +18,7 @@ from wnodes_core.errors import NoProvider, WnodesError
 from wnodes_core.files import private_folder
 from wnodes_core.guest import client
 from wnodes_core.guest.client import Command, Exit
-from wnodes_core.model import Job, Mount, Trace, VmRequest
+from wnodes_core.model import Image, Job, Mount, Template, Trace, VmRequest
 
 EXAMPLES = """\
 examples:
@@ -138,7 +138,19 @@ def _image_and_plan(
         image = stores.ensure(entry, bar, time.monotonic() + settings.images.fetch_timeout_s)
     with use.hold(image.path):
         trace.add("image", time.monotonic() - began)
-        yield plan.make(request, job, image, settings, accel, lease=os.path.basename(folder), folder=folder)
+        template = _template(request, job, image, settings, accel, hook, progress)
+        where = {"lease": os.path.basename(folder), "folder": folder}
+        yield plan.make(request, job, image, settings, accel, template=template, **where)
+
+
+def _template(
+    request: VmRequest, job: Job, image: Image, settings: Any, accel: str, hook: Any, progress: Callable[[str], None]
+) -> Template | None:
+    from wnodes_core import plan
+    from wnodes_core.templates.choose import Chooser, Size
+
+    size = Size.of(request, job.cpus, plan.guest_memory_mib(request, job, settings, accel))
+    return Chooser(settings, hook).clone_or_none(request, image, accel, size, progress)
 
 
 def _accel(wanted: str, settings: Any, hook: Any, progress: Callable[[str], None]) -> str:

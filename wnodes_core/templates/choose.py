@@ -1,0 +1,97 @@
+"""Whether a VM is cloned, and from what: the request's wish, the site's settings, what lies on the shelf."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from wnodes_core.errors import LimitExceeded, WnodesError
+from wnodes_core.model import Image, Template, VmRequest
+from wnodes_core.plan import DEFAULT_CPUS
+from wnodes_core.templates.builder import Account, Builder, Tell
+from wnodes_core.templates.shelf import Shelf
+from wnodes_core.templates.wanted import MOUNT_PORTS, Wanted
+
+log = logging.getLogger(__name__)
+
+_SMALLEST_MIB = 128
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the guest is to have: whole CPUs, its own RAM, so many mounts."""
+
+    cpus: int
+    memory_mib: int
+    mounts: int
+
+    @classmethod
+    def of(cls, request: VmRequest, job_cpus: int, memory_mib: int) -> Size:
+        """The size of an admitted request's VM."""
+        return cls(request.cpus or job_cpus or DEFAULT_CPUS, memory_mib, len(request.mounts))
+
+
+class Chooser:
+    """The templates of this node (or user), as the settings want them."""
+
+    def __init__(self, settings: Any, hook: Any) -> None:
+        self._warm = settings.warm
+        self._timeout_s = 2.0 * settings.vm.boot_timeout_s
+        self._disabled = tuple(settings.plugins.disabled)
+        self._hook = hook
+        self.shelf = Shelf(self._warm.folder, max_templates=self._warm.max_templates, max_mib=self._warm.max_mib)
+
+    def wanted(self, image: Image, accel: str, size: Size) -> Wanted | None:
+        """The template that a VM of this size would be cloned from, there or not; None where none could be."""
+        base_mib = base_for(size.memory_mib, self._warm.base_memory_mib)
+        if not base_mib or size.mounts > MOUNT_PORTS:
+            return None
+        return Wanted.of(image, accel, size.cpus, base_mib, self._hook)
+
+    def find(self, wanted: Wanted | None, size: Size) -> Template | None:
+        """The template from the shelf, if a clone of it can have this size."""
+        template = self.shelf.find(wanted.id) if wanted else None
+        return template if template and wanted and wanted.suits(template, size.memory_mib, size.mounts) else None
+
+    def builder(self, accel: str) -> Builder:
+        """Who makes templates here. Raises SettingsError."""
+        offered = [way for ways in self._hook.wnodes_template_ways(accel=accel) for way in ways]
+        ways = tuple(way for way in offered if self._warm.way in ("auto", way))
+        return Builder(self.shelf, Account.of(self._warm.build_user), ways, self._timeout_s, self._disabled)
+
+    def clone_or_none(self, request: VmRequest, image: Image, accel: str, size: Size, tell: Tell) -> Template | None:
+        """What to clone for this request, built first if it says ``start=warm``; None to boot.
+
+        Raises LimitExceeded if it demands a warm start that cannot be had at this size.
+        """
+        if request.start == "cold":
+            return None
+        wanted = self.wanted(image, accel, size)
+        found = self.find(wanted, size)
+        if found or request.start != "warm":
+            return found
+        if wanted is None:
+            raise LimitExceeded(
+                f"start=warm: no template could serve {size.memory_mib} MiB and {size.mounts} mounts here",
+                hint=f"from {_SMALLEST_MIB} MiB and up to {MOUNT_PORTS} mounts, or start=auto",
+            )
+        try:
+            self.builder(accel).build(wanted, tell)
+        except WnodesError as error:
+            log.warning("%s", error)
+            tell(f"no warm start: {error.message}")
+        return self.find(wanted, size)
+
+
+def base_for(memory_mib: int, wish_mib: int) -> int:
+    """The memory of a template for guests of ``memory_mib``: the site's wish or a power of two below; 0 = none.
+
+    Clones grow from it; they cannot shrink below it.
+
+    >>> base_for(2000, 512), base_for(480, 512), base_for(100, 512)
+    (512, 256, 0)
+    """
+    while wish_mib > memory_mib:
+        wish_mib //= 2
+    return wish_mib if wish_mib >= _SMALLEST_MIB else 0
