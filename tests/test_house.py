@@ -37,7 +37,7 @@ LAYERS = (
     {"dispatch"},
     {"hookmain"},
 )
-SUBPROCESS_DOORS = {"command.py", "guest_agent.py", "guest_bootstrap", "guest_mount.py"}
+SUBPROCESS_DOORS = {"command.py", "guest_agent.py", "guest_bootstrap"}
 MAX_MODULE, MAX_FUNCTION, MAX_NESTING = 300, 40, 3
 
 

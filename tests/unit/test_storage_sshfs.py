@@ -13,7 +13,7 @@ import pytest
 
 from wnodes_core.errors import MountDenied
 from wnodes_core.model import Mount
-from wnodes_core.storage import bundle, confine, guest_mount, sshfs
+from wnodes_core.storage import bundle, confine, sshfs
 
 GUEST = {"port": "org.wnodes.mount.0", "sshfs": True, "fuse": True}
 OPEN, READ, REMOVE, MKDIR, RENAME, SYMLINK, STAT = 3, 5, 13, 14, 18, 20, 17
@@ -173,11 +173,18 @@ def test_another_providers_attachment_is_left_alone() -> None:
 
 def test_guest_with_sshfs_gets_no_bundle() -> None:
     (step,) = sshfs.guest_steps(Mount("/a b", "/c", True), GUEST)
-    assert "files" not in step
-    assert step["argv"][4:] == [
-        "org.wnodes.mount.0", "/c", "sshfs", "sshfs", ":/a b", "/c", "-o",
-        "passive,allow_other,idmap=none,dcache_timeout=1,ro",
-    ]  # fmt: skip
+    options = "passive,allow_other,idmap=none,dcache_timeout=1,ro"
+    assert step == {
+        "argv": ["sshfs", ":/a b", "/c", "-o", options],
+        "port": "org.wnodes.mount.0",
+        "mounted": "/c",
+        "timeout_s": 60.0,
+    }
+
+
+def test_an_sshfs_that_keeps_symlinks_in_is_told_not_to() -> None:
+    (step,) = sshfs.guest_steps(Mount("/a", "/c"), {**GUEST, "sshfs_contains_symlinks": True})
+    assert step["argv"][-1].endswith(",no_contain_symlinks")
 
 
 def test_guest_without_sshfs_gets_the_hosts() -> None:
@@ -185,10 +192,10 @@ def test_guest_without_sshfs_gets_the_hosts() -> None:
     names = {file["path"].rpartition("/")[2] for file in step["files"]}
     assert {"sshfs", "loader", "libc.so.6", "libfuse3.so.3"} <= names
     assert sum(len(file["content"]) for file in step["files"]) < 12 << 20, "must fit one frame to the guest"
-    assert step["argv"][6:9] == [f"{bundle.FOLDER}/sshfs", f"{bundle.FOLDER}/loader", "--library-path"]
+    assert step["argv"][:2] == [f"{bundle.FOLDER}/loader", "--library-path"]
+    assert step["argv"][-1].endswith(",no_contain_symlinks") is bundle.knows(b"no_contain_symlinks")
 
 
-def test_guest_program_is_old_python() -> None:
-    import ast
-
-    ast.parse(Path(guest_mount.__file__).read_text(), feature_version=(3, 6))
+def test_a_guest_without_fuse_loads_it_first() -> None:
+    first, _ = sshfs.guest_steps(Mount("/a", "/c"), {**GUEST, "fuse": False})
+    assert first == {"argv": ["modprobe", "fuse"]}

@@ -16,6 +16,7 @@ MODULES = (
     "pump",
     "poller",
     "guest_json",
+    "guest_mounts",
     "guest_spawn",
     "guest_exec",
     "guest_users",

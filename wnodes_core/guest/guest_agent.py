@@ -52,7 +52,7 @@ class Agent:
 
     def _turn(self) -> None:
         flows = [command.flow for command in self.commands.values()]
-        extra = [self._wake]
+        extra = [self._wake] + [command.mount.fd for command in self.commands.values() if command.mount is not None]
         if self.door is not None:
             flows += self.door.flows()
             extra += self.door.fds()
@@ -68,8 +68,9 @@ class Agent:
             for fd in ready:
                 if fd not in (self.link.fd, self._wake):
                     self.door.serve(fd, self.link)
-        for command in [c for c in self.commands.values() if c.status is not None]:
-            self._finish(command)
+        for command in list(self.commands.values()):
+            if command.status is not None or command.mount is not None and command.mount.there():
+                self._finish(command)
         self._kill_due()
 
     def _on_frame(self, kind: int, sub: int, stream: int, payload: Any) -> None:
@@ -170,10 +171,8 @@ class Agent:
                 if command.flow.read(sub) < 0:
                     source.close()  # held open by a background process: no more is waited for
         del self.commands[command.stream]
-        command.flow.close()
-        if command.master >= 0:
-            os.close(command.master)
         self._answer(frames.EXIT, command.stream, command.ending())
+        command.close()
         # What it left running goes too, as at the end of an LRMS step; the search for it comes
         # after the answer, and is needless if no process has been born since.
         if command.linger:
@@ -196,9 +195,7 @@ class Agent:
         for pid in guest_exec.session_members(sessions):
             _kill(pid, signal.SIGKILL)
         for command in self.commands.values():
-            command.flow.close()
-            if command.master >= 0:
-                os.close(command.master)
+            command.close()
         if self.door is not None:
             self.door.close()
         self.link.close()

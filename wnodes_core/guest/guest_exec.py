@@ -10,7 +10,7 @@ import signal
 import struct
 from typing import Any
 
-from wnodes_core.guest import frames, guest_spawn, pump
+from wnodes_core.guest import frames, guest_mounts, guest_spawn, pump
 
 _SETPIPE = 1031  # F_SETPIPE_SZ: not in the fcntl module before Python 3.10
 _TIOCSCTTY, _TIOCSWINSZ = 0x540E, 0x5414
@@ -27,6 +27,7 @@ class Command:
         self.master = master  # the terminal's master fd, -1 without one
         self.status: int | None = None  # as waitpid gave it
         self.linger = False  # what it leaves running may live on (a daemon of root's)
+        self.mount: guest_mounts.Awaited | None = None  # it is over once this is mounted
 
     def signal(self, number: int, *, whole_group: bool) -> None:
         """Signal the leader, or its whole process group. A process that has gone is no error."""
@@ -46,9 +47,19 @@ class Command:
     def ending(self) -> dict[str, Any]:
         """The EXIT message."""
         status = self.status or 0
+        if self.mount is not None and not status and not self.mount.there():
+            return {"code": 1, "error": "it ended and left nothing mounted"}
         if os.WIFSIGNALED(status):
             return {"signal": os.WTERMSIG(status), "core": os.WCOREDUMP(status)}
         return {"code": os.WEXITSTATUS(status)}
+
+    def close(self) -> None:
+        """Let go of all fds."""
+        self.flow.close()
+        if self.master >= 0:
+            os.close(self.master)
+        if self.mount is not None:
+            self.mount.close()
 
 
 def set_size(fd: int, rows: int, columns: int) -> None:
@@ -97,8 +108,11 @@ def _streams(args: dict[str, Any]) -> tuple[list[int], dict[int, int], int]:
         set_size(master, args["tty"]["rows"], args["tty"]["cols"])
         return [slave, slave, slave], {0: os.dup(master), 1: os.dup(master)}, master
     theirs, ours = [-1, -1, -1], {}
+    if args.get("port"):
+        theirs[0] = guest_mounts.open_port(args["port"])
+        theirs[1] = os.dup(theirs[0])
     for sub in (0, 1, 2):
-        if sub not in closed:
+        if sub not in closed and theirs[sub] < 0:
             reader, writer = _pipe()
             theirs[sub], ours[sub] = (reader, writer) if sub == 0 else (writer, reader)
     return theirs, ours, -1
@@ -111,17 +125,22 @@ def spawn(link: pump.Link, stream: int, args: dict[str, Any]) -> Command:
     """
     put_files(args.get("files", []), args.get("uid", -1), args.get("gid", -1))
     theirs, ours, master = _streams(args)
+    mount = None
     try:
+        mount = guest_mounts.Awaited(args["mounted"]) if args.get("mounted") else None
         pid = guest_spawn.spawn(args, theirs) if guest_spawn.suits(args, theirs) else _fork(args, theirs)
     except BaseException:
         for fd in list(ours.values()) + ([master] if master >= 0 else []):
             os.close(fd)
+        if mount is not None:
+            mount.close()
         raise
     finally:
         for fd in set(theirs) - {-1}:
             os.close(fd)
     command = Command(stream, pid, _flow(link, stream, args, ours), master)
     command.linger = bool(args.get("linger"))
+    command.mount = mount
     return command
 
 

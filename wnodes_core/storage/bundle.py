@@ -55,6 +55,11 @@ def tools_bundle() -> tuple[tuple[str, str, bytes], ...]:
     return tuple((name, path, _read(path)) for name, path in paths.items())
 
 
+def knows(option: bytes) -> bool:
+    """Whether the uploaded sshfs has an option."""
+    return option in tools_bundle()[0][2]
+
+
 def files() -> list[dict[str, Any]]:
     """The bundle as the guest's agent takes it: ``path``, ``content`` in base64, ``mode``."""
     return [

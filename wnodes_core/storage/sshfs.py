@@ -13,7 +13,6 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from importlib import resources
 from typing import Any
 
 from wnodes_core.api import Mount, Process, hookimpl
@@ -134,11 +133,12 @@ def guest_steps(mount: Mount, guest: dict[str, Any]) -> list[dict[str, Any]]:
     if ours and guest.get("machine", os.uname().machine) != os.uname().machine:
         raise NoProvider(f"mount {mount}: the image has no sshfs", hint="install sshfs in the image")
     program = bundle.argv() if ours else ["sshfs"]
-    options = ",".join((*_OPTIONS, *(["ro"] if mount.read_only else [])))
-    sshfs = [*program, f":{mount.source}", mount.target, "-o", options]
-    source = resources.files(__package__).joinpath("guest_mount.py").read_text()
-    argv = ["python3", "-I", "-c", source, guest["port"], mount.target, program[-1], *sshfs]
-    return [{"argv": argv, "timeout_s": _MOUNT_TIMEOUT_S, **({"files": bundle.files()} if ours else {})}]
+    contains = bundle.knows(b"no_contain_symlinks") if ours else guest.get("sshfs_contains_symlinks")
+    more = [word for word, wanted in (("ro", mount.read_only), ("no_contain_symlinks", contains)) if wanted]
+    argv = [*program, f":{mount.source}", mount.target, "-o", ",".join((*_OPTIONS, *more))]
+    steps: list[dict[str, Any]] = [] if guest.get("fuse", True) else [{"argv": ["modprobe", "fuse"]}]
+    mounting = {"argv": argv, "port": guest["port"], "mounted": mount.target, "timeout_s": _MOUNT_TIMEOUT_S}
+    return [*steps, {**mounting, **({"files": bundle.files()} if ours else {})}]
 
 
 def gateways() -> list[int]:
