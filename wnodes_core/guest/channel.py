@@ -6,51 +6,22 @@ The guest is not trusted: frames are bounded, garbage ends the channel with Chan
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import re
+import socket
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from wnodes_core.errors import BootTimeout, ChannelLost
-from wnodes_core.guest import bundle, frames
+from wnodes_core.guest import bundle, frames, ports
+from wnodes_core.guest.answers import MAX_OUTPUT, Collector, Done, decode, encode
+from wnodes_core.guest.greeting import Greeting
 
-_GREETING = re.compile(rb"WNODES-BOOT 1 (\d{1,9})\n")
-_MAX_NOISE = 64 << 10
-_MAX_TALK = 64 << 10  # a guest's other chatter on the port
-_MAX_UNREAD = 4 << 20  # some agents: 16 bytes of a guest's ask for 80 KiB of ours
 _MAX_STREAMS = 1 << 30
-_MAX_OUTPUT = 256 << 10
+
+__all__ = ["Done", "GuestChannel", "Handler", "decode", "encode"]
 
 Handler = Callable[[int, int, int, Any], None]
-
-
-@dataclass(frozen=True)
-class Done:
-    """A finished root command: exit code (128 + signal if it was killed) and its output."""
-
-    code: int
-    stdout: bytes
-    stderr: bytes
-
-
-def encode(value: Mapping[str, Any]) -> bytes:
-    """JSON that the guest's own reader takes; lone surrogates (PEP 383) stay escapes."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-
-
-def decode(payload: bytes) -> dict[str, Any]:
-    """JSON of the guest. Raises ProtocolError, whatever it is."""
-    try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise frames.ProtocolError(f"bad JSON: {str(error)[:100]}") from None
-    if not isinstance(value, dict):
-        raise frames.ProtocolError(f"JSON {type(value).__name__}: want an object")
-    return value
 
 
 class GuestChannel(asyncio.BufferedProtocol):
@@ -65,9 +36,7 @@ class GuestChannel(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._handlers: dict[int, Handler] = {}
         self._next = 0
-        self._nonce = os.urandom(8).hex().encode()
-        self._talk = b""
-        self._answered = -1
+        self._greeting = Greeting()
         self._space = memoryview(bytearray(64 << 10))
 
     @classmethod
@@ -102,6 +71,49 @@ class GuestChannel(asyncio.BufferedProtocol):
         channel.facts = await channel.request("hello", timeout_s=left, lost_s=lost_s)
         return channel
 
+    @classmethod
+    async def resume(
+        cls, path: str | os.PathLike[str], *, timeout_s: float, wake: dict[str, Any]
+    ) -> tuple[GuestChannel, dict[str, Any]]:
+        """Listen on ``path`` for the QEMU of a clone, then ``adopt`` its port. It listens from the first step on.
+
+        QEMU connects here, and not the other way round, so that the guest never sees its port hang up.
+
+        Raises BootTimeout, ChannelLost; OSError if nothing can be bound there.
+        """
+        deadline = time.monotonic() + timeout_s
+        port = await ports.accept(path, timeout_s)
+        return await cls.adopt(port, timeout_s=max(0.1, deadline - time.monotonic()), wake=wake)
+
+    @classmethod
+    async def adopt(
+        cls, port: socket.socket, *, timeout_s: float, wake: dict[str, Any]
+    ) -> tuple[GuestChannel, dict[str, Any]]:
+        """Wake the guest at rest behind a connected socket: its channel, and who it says it is.
+
+        ``wake`` are the words of the request (``identity.ask``); its ``clock`` becomes the moment of sending.
+
+        Raises BootTimeout if it stays silent, ChannelLost.
+        """
+        channel = cls()
+        channel._ready.set_result(None)  # its agent runs, and left off at the end of a frame
+        try:
+            async with asyncio.timeout(timeout_s):
+                port.setblocking(False)
+                await asyncio.get_running_loop().connect_accepted_socket(lambda: channel, port)
+                wake["clock"] = time.time()
+                told = await channel.request("wake", timeout_s=2 * timeout_s, **wake)
+        except TimeoutError:
+            channel.close()
+            raise BootTimeout(f"clone: its agent is silent after wake, for {timeout_s:.1f} s") from None
+        except BaseException:
+            channel.close()
+            if channel._transport is None:
+                port.close()
+            raise
+        channel.facts = {name: value for name, value in told.items() if name not in ("identity", "clock", "took_ms")}
+        return channel, told
+
     # asyncio's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -134,21 +146,11 @@ class GuestChannel(asyncio.BufferedProtocol):
     # the talk before the agent runs
 
     def _greet(self, data: bytes) -> None:
-        self._talk += data
         assert self._transport is not None
-        for match in _GREETING.finditer(self._talk):
-            if int(match[1]) != self._answered:
-                if self.unsent > _MAX_UNREAD:
-                    raise frames.ProtocolError("it asks for the agent again and again and does not take it")
-                self._answered = int(match[1])
-                source = bundle.agent_source()
-                head = b"WNODES-PUSH %s %d %d\n" % (self._nonce, len(source), zlib.crc32(source))
-                self._transport.write(head + source)
-        mark = b"WNODES-AGENT " + self._nonce + b"\n"
-        before, found, rest = self._talk.partition(mark)
-        # Greetings are answered once, so they must not be seen again; a torn one must be kept.
-        self._talk = before[before.rfind(b"\n") + 1 :][-_MAX_TALK:]
-        if found:
+        answer, rest = self._greeting.heard(data, self.unsent)
+        if answer:
+            self._transport.write(answer)
+        if rest is not None:
             self._ready.set_result(None)
             self._feed(rest)
 
@@ -243,10 +245,10 @@ class GuestChannel(asyncio.BufferedProtocol):
 
         Raises ChannelLost; a command that fails or is missing is an answer, not an error.
         """
-        collector = _Collector(self, asyncio.get_running_loop().create_future())
+        collector = Collector(self.send, asyncio.get_running_loop().create_future())
         stream = self.new_stream(collector.take)
         default = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-        wish = {"argv": list(argv), "environ": dict(environ or default), "cwd": "/", "window": _MAX_OUTPUT}
+        wish = {"argv": list(argv), "environ": dict(environ or default), "cwd": "/", "window": MAX_OUTPUT}
         self.send(frames.OPEN, 0, stream, encode({"verb": "exec", **wish, "linger": True, **args}))
         self.send(frames.EOF, 0, stream)
         try:
@@ -259,7 +261,7 @@ class GuestChannel(asyncio.BufferedProtocol):
             code = int(ending.get("code", 128 + int(ending.get("signal", 0))))
         except (TypeError, ValueError, OverflowError):
             raise ChannelLost(f"guest agent: ending {str(ending)[:100]}: want a code or a signal") from None
-        tail = f"{ending['error']}\n".encode(errors="replace")[:_MAX_OUTPUT] if ending.get("error") else b""
+        tail = f"{ending['error']}\n".encode(errors="replace")[:MAX_OUTPUT] if ending.get("error") else b""
         return Done(code, bytes(collector.output[1]), bytes(collector.output[2]) + tail)
 
     # the end
@@ -277,17 +279,3 @@ class GuestChannel(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Hang up; the guest ends every command."""
         self.fail("guest channel: closed by us")
-
-
-class _Collector:
-    def __init__(self, channel: GuestChannel, ending: asyncio.Future[dict[str, Any]]) -> None:
-        self.channel = channel
-        self.ending = ending
-        self.output = {1: bytearray(), 2: bytearray()}
-
-    def take(self, kind: int, sub: int, stream: int, payload: bytes) -> None:
-        if kind == frames.DATA and sub:
-            self.output[sub] += payload[: max(0, _MAX_OUTPUT - len(self.output[sub]))]
-            self.channel.send(frames.CREDIT, sub, stream, frames.U32.pack(max(1, len(payload))))
-        elif kind == frames.EXIT and not self.ending.done():
-            self.ending.set_result(decode(payload))

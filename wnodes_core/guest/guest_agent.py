@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from typing import Any
 
-from wnodes_core.guest import frames, guest_door, guest_exec, guest_json, guest_users, poller, pump
-
-VERSION = 1
-KILL_AFTER_S = 2.0
-SWEEP_AFTER_S = 0.2
+from wnodes_core.guest import (
+    frames,
+    guest_door,
+    guest_ending,
+    guest_exec,
+    guest_json,
+    guest_rest,
+    guest_users,
+    poller,
+    pump,
+)
 
 
 class Agent:
@@ -29,12 +34,13 @@ class Agent:
         self.lost_s = 60.0
         self.commands: dict[int, guest_exec.Command] = {}
         self.door: guest_door.Door | None = None
+        self._rest: guest_rest.Rest | None = None  # until it wakes it does nothing for anybody
         self._bin = ""  # where the host's commands stand in for those of the image
         self._poller = poller.Poller()
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._waker, False)
-        self._to_kill: list[tuple[float, int]] = []  # (when, session)
+        self.endings = guest_ending.Endings()
 
     def run(self) -> None:
         """Serve until the host goes."""
@@ -56,7 +62,7 @@ class Agent:
         if self.door is not None:
             flows += self.door.flows()
             extra += self.door.fds()
-        due = min([when for when, _ in self._to_kill], default=time.monotonic() + 30)
+        due = self.endings.due()
         ready = self._poller.wait(self.link, flows, extra, max(0.0, due - time.monotonic()))
         if self.link.fd in ready:
             for kind, sub, stream, payload in self.link.read():
@@ -71,7 +77,7 @@ class Agent:
         for command in list(self.commands.values()):
             if command.status is not None or command.mount is not None and command.mount.there():
                 self._finish(command)
-        self._kill_due()
+        self.endings.kill_due()
 
     def _on_frame(self, kind: int, sub: int, stream: int, payload: Any) -> None:
         if kind == frames.OPEN:
@@ -87,11 +93,13 @@ class Agent:
     def _request(self, stream: int, payload: bytes) -> None:
         args: Any = guest_json.loads(payload)
         verb = args.pop("verb", "")
-        if verb == "exec":
+        if verb == "exec" and self._rest is None:
             self._exec(stream, args)
             return
         try:
             method = getattr(self, "verb_" + verb, None)
+            if self._rest is not None and verb != "wake":
+                raise ValueError("verb %r: the guest is at rest" % verb)
             if method is None:
                 raise ValueError("verb %r: this agent has no such verb" % verb)
             answer = {"ok": method(stream, **args)}
@@ -131,23 +139,7 @@ class Agent:
         if "close" in order:
             for source in command.flow.sources.values():
                 source.close()
-            self._hang_up(command.pid)
-
-    def _hang_up(self, session: int) -> None:
-        """The launcher has gone: end the command and its background jobs."""
-        for pid in guest_exec.session_members({session}):
-            _kill(pid, signal.SIGHUP)
-            _kill(pid, signal.SIGCONT)
-        self._to_kill.append((time.monotonic() + KILL_AFTER_S, session))
-
-    def _kill_due(self) -> None:
-        now = time.monotonic()
-        due = {session for when, session in self._to_kill if when <= now}
-        if not due:
-            return
-        self._to_kill = [entry for entry in self._to_kill if entry[1] not in due]
-        for pid in guest_exec.session_members(due):
-            _kill(pid, signal.SIGKILL)
+            self.endings.hang_up(command.pid)
 
     def _reap(self) -> None:
         """Collect every child: as PID 1 the orphans of the whole guest too."""
@@ -179,7 +171,7 @@ class Agent:
             return
         command.signal(signal.SIGKILL, whole_group=True)
         if guest_exec.last_pid() != command.pid:
-            self._to_kill.append((time.monotonic() + SWEEP_AFTER_S, command.pid))
+            self.endings.sweep(command.pid)
 
     def _door_frame(self, kind: int, sub: int, stream: int, payload: Any) -> None:
         caller = self.door.find(stream) if self.door is not None else None
@@ -191,9 +183,7 @@ class Agent:
             caller.flow.on_frame(kind, sub, payload)
 
     def _abandon(self) -> None:
-        sessions = {command.pid for command in self.commands.values()} | {entry[1] for entry in self._to_kill}
-        for pid in guest_exec.session_members(sessions):
-            _kill(pid, signal.SIGKILL)
+        self.endings.kill_all({command.pid for command in self.commands.values()})
         for command in self.commands.values():
             command.close()
         if self.door is not None:
@@ -207,9 +197,7 @@ class Agent:
     def verb_hello(self, stream: int, lost_s: float = 60.0) -> dict[str, Any]:
         """Facts of this guest; ``lost_s`` is how long it outlives its host (0: for ever)."""
         self.lost_s = lost_s
-        facts = guest_users.facts()
-        facts.update(version=VERSION, python="%d.%d.%d" % sys.version_info[:3], pid=os.getpid())
-        return facts
+        return guest_users.facts()
 
     def verb_ping(self, stream: int) -> dict[str, Any]:
         """Prove that the agent answers."""
@@ -241,6 +229,21 @@ class Agent:
         if self.door is None:
             self.door = guest_door.Door(self.root + "/run/wnodes/host.sock")
 
+    def verb_rest(self, stream: int) -> dict[str, Any]:
+        """Come to rest, to be saved and cloned: who the template is. From here on only ``wake`` is served."""
+        if self.commands or self.endings or self.door is not None:
+            raise ValueError("rest: commands still run here")
+        self._rest = guest_rest.Rest(self.root)
+        return self._rest.begin()
+
+    def verb_wake(self, stream: int, **asked: Any) -> dict[str, Any]:
+        """Become who the host says before anything of a job runs; who this is now, and its facts."""
+        if self._rest is None:
+            raise ValueError("wake: this guest is not at rest")
+        told = self._rest.end(asked)
+        self._rest = None
+        return told
+
     def verb_write_file(self, stream: int, **file: Any) -> dict[str, Any]:
         """Write one file (``path``, ``content`` in base64, ``mode``, ``uid``, ``gid``)."""
         guest_exec.put_files([file])
@@ -254,13 +257,6 @@ class Agent:
             with open("/proc/sysrq-trigger", "w") as file:
                 file.write("o")
         return None  # type: ignore[return-value]
-
-
-def _kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except OSError:
-        pass
 
 
 def _yield_to_jobs() -> None:

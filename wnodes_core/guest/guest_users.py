@@ -10,24 +10,49 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import time
 from typing import Any
 
+VERSION = 1  # of the agent's verbs
 _SIOCSIFFLAGS, _SIOCGIFFLAGS, _IFF_UP = 0x8914, 0x8913, 1
 
 
-def _read(path: str) -> str:
+def read(path: str) -> str:
+    """A file's text, '' if there is none. Python's own text layer costs an emulated guest more than the reading."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return ""
+    try:
+        pieces = [os.read(fd, 65536)]
+        while pieces[-1]:
+            pieces.append(os.read(fd, 65536))
+        return b"".join(pieces).decode("utf-8", "surrogateescape")
+    finally:
+        os.close(fd)
+
+
+def write(path: str, content: Any) -> None:
+    """Change a file in place, for somebody may have mounted it there; text or bytes.
+
+    It is not emptied first: ext4 writes a file that was to the disk as soon as it is closed.
+    """
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(fd).st_size
+        os.write(fd, data)
+        if size > len(data):
+            os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)
 
 
 def _put_line(path: str, name: str, number: int, line: str) -> None:
     """Make ``line`` the only one for its name and number; other lines stay as they are."""
     kept = []
-    for old in _read(path).splitlines():
+    for old in read(path).splitlines():
         fields = old.split(":")
         if old == line:
             return
@@ -82,10 +107,11 @@ def set_host_name(name: str, etc: str) -> None:
 
 
 def _put_line_hosts(path: str, line: str) -> None:
-    lines = _read(path).splitlines() or ["127.0.0.1 localhost"]
-    if line not in lines:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines + [line]) + "\n")
+    """Make ``line`` the only one of 127.0.1.1: no guest answers to the name it had before."""
+    old = read(path).splitlines() or ["127.0.0.1 localhost"]
+    lines = [each for each in old if each.split()[:1] != ["127.0.1.1"]] + [line]
+    if lines != old:
+        write(path, "\n".join(lines) + "\n")
 
 
 def set_clock(seconds: float) -> None:
@@ -107,19 +133,22 @@ def facts() -> dict[str, Any]:
     release = os.uname()
     path = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin")
     sshfs = [folder + "/sshfs" for folder in path if os.access(folder + "/sshfs", os.X_OK)]
-    memory = [line.split()[1] for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal")]
-    filesystems = _read("/proc/filesystems").split()
+    memory = [line.split()[1] for line in read("/proc/meminfo").splitlines() if line.startswith("MemTotal")]
+    filesystems = read("/proc/filesystems").split()
     return {
         "kernel": release.release,
         "machine": release.machine,
         "host_name": release.nodename,
-        "boot_id": _read("/proc/sys/kernel/random/boot_id").strip(),
-        "uptime_s": float((_read("/proc/uptime").split() or ["0"])[0]),
+        "boot_id": read("/proc/sys/kernel/random/boot_id").strip(),
+        "uptime_s": float((read("/proc/uptime").split() or ["0"])[0]),
         "memory_kib": int(memory[0]) if memory else 0,
         "cpus": os.cpu_count() or 0,
         "sshfs": bool(sshfs),
         # Asking the program itself would cost an emulated guest 60 ms.
-        "sshfs_contains_symlinks": bool(sshfs) and "no_contain_symlinks" in _read(sshfs[0]),
+        "sshfs_contains_symlinks": bool(sshfs) and "no_contain_symlinks" in read(sshfs[0]),
         "fuse": "fuse" in filesystems or os.path.exists("/dev/fuse"),
         "virtiofs": "virtiofs" in filesystems,
+        "version": VERSION,
+        "python": "%d.%d.%d" % sys.version_info[:3],
+        "pid": os.getpid(),
     }

@@ -1,0 +1,224 @@
+"""Bringing a guest to rest before it is saved, and back: what of it concerns more than its names.
+
+Whatever a job's start will need is brought into memory once, so that no clone reads it from a disk;
+whatever would stir in every clone (timers, a lazy file system, a late boot) is ended. Part of the agent.
+"""
+# ruff: noqa: SIM105, UP031 - guest code, Python 3.6; contextlib costs an import there
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from typing import Any
+
+from wnodes_core.guest import guest_identity, guest_users
+
+# fuse: mounts; virtio_mem: clones with more memory than the template; virtio_net: their network.
+MODULES = ("fuse", "virtio_mem", "virtio_net")
+_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+# Run once, to the end and for nothing: their pages, libraries and look-ups are in memory then.
+_WARM = (
+    ["sh", "-c", "ls / >/dev/null; cat /dev/null; id -u >/dev/null; uname >/dev/null; env true"],
+    ["bash", "-c", "test -e / && printf %s x >/dev/null"],
+    ["python3", "-I", "-c", "import os, shutil, subprocess, sys, time, socket, struct, json"],
+    ["sshfs", "--version"],
+    ["fusermount3", "-V"],
+    ["mount", "--version"],
+    ["prlimit", "--version"],
+)
+_READ_WHOLE = ("sshfs", "fusermount3")
+_SSH_UNITS = ("ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
+# Key types by the image's own defaults; niced, for it takes an emulated guest many seconds of the job's.
+_NEW_KEYS = 'nice -n 19 ssh-keygen -A && { [ $# -eq 0 ] && exec /usr/sbin/sshd || exec systemctl start "$@"; }'
+_BOOT_S, _QUIET_S, _RUN_S = 180.0, 10.0, 60.0
+
+
+class Rest:
+    """A guest at rest, or one that wants to be. ``root`` is '' in a guest and a folder in tests."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.identity = guest_identity.Identity(root)
+        self._new_keys: list[str] | None = None  # sshd's units, None: there were no host keys
+        self._journald = 0
+        self._facts: dict[str, Any] = {}
+
+    def begin(self) -> dict[str, Any]:
+        """Come to rest. Raises OSError, ValueError: this guest cannot be cloned."""
+        began = time.perf_counter()
+        systemd = not self.root and os.path.isdir("/run/systemd/system")
+        if systemd:
+            self._finish_boot()
+        told = self.identity.look()
+        units = self._stop_sshd(systemd)
+        if self.identity.part():
+            self._new_keys = units
+        self.identity.cover_boot_id(must)
+        if not self.root:
+            _prepare_kernel()
+            _warm_up()
+        # A rehearsal, as who it is: what cannot be changed fails here, once, and not in every clone.
+        self.identity.become({**told, "entropy": told["random"], "clock": time.time()})
+        self._facts = guest_users.facts()
+        os.sync()
+        if not self.root:
+            _wait_for_quiet()
+        gc.collect()
+        if hasattr(gc, "freeze"):  # Python 3.7
+            gc.freeze()
+        return {"identity": told, "rest_s": round(time.perf_counter() - began, 3)}
+
+    def end(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Become somebody else, prove it, and let the services know. Raises OSError, ValueError."""
+        took = self.identity.become(asked)
+        began = time.perf_counter()
+        self._tell_services()
+        took["services"] = round((time.perf_counter() - began) * 1000, 2)
+        told = self.identity.tell()
+        # What a clone shares with its template was asked once, at rest.
+        now = {name: told[name] for name in ("host_name", "boot_id")}
+        return dict(
+            self._facts, identity=told, took_ms=took, clock=time.time(), uptime_s=round(time.monotonic(), 2), **now
+        )
+
+    def _finish_boot(self) -> None:
+        """Let the boot come to its end, then stop what a clock that jumps would set off in every clone."""
+        run(["systemctl", "is-system-running", "--wait"], _BOOT_S)
+        run(["systemctl", "stop", "*.timer"], _RUN_S)
+        self._journald = _number(run(["systemctl", "show", "-p", "MainPID", "systemd-journald.service"], _RUN_S))
+
+    def _stop_sshd(self, systemd: bool) -> list[str]:
+        """No clone answers with the template's keys: sshd waits for new ones. Returns its units."""
+        if systemd:
+            units = [unit for unit in _SSH_UNITS if run(["systemctl", "is-active", unit], _RUN_S) == "active\n"]
+            if units:
+                must(["systemctl", "stop"] + units)
+            return units
+        pid = _number(guest_users.read(self.root + "/run/sshd.pid"))
+        if pid > 1 and not self.root:
+            os.kill(pid, signal.SIGTERM)
+        return []
+
+    def _tell_services(self) -> None:
+        if self.root:
+            return
+        if self._journald:
+            try:
+                # It knows its machine and boot from its start; systemd starts it again, with its streams.
+                os.kill(self._journald, signal.SIGTERM)
+            except OSError:
+                pass
+        if self._new_keys is not None:
+            _start(["sh", "-c", _NEW_KEYS, "sh"] + self._new_keys, os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+
+
+def _prepare_kernel() -> None:
+    for name in MODULES:
+        if not os.path.isdir("/sys/module/" + name):
+            run(["modprobe", name], _RUN_S)
+    try:
+        # "online": to the normal zone. A job's memory is never taken back, and a small guest that
+        # grows by movable memory only has no room for the kernel's own tables of it.
+        with open("/sys/devices/system/memory/auto_online_blocks", "w") as file:
+            file.write("online")
+    except OSError:
+        pass  # a kernel without memory hot-plug: the template's own memory is all
+    if any(line.split()[1:3] == ["/", "ext4"] for line in guest_users.read("/proc/mounts").splitlines()):
+        # A new file system's inode tables are written in the background: in every clone, to its overlay.
+        run(["mount", "-o", "remount,noinit_itable", "/"], _RUN_S)
+
+
+def _warm_up() -> None:
+    try:
+        import resource  # noqa: F401 - a command with limits would import it in its own time
+    except ImportError:
+        pass
+    for argv in _WARM:
+        run(argv, _RUN_S)
+    for name in _READ_WHOLE:
+        path = _which(name)
+        if path:
+            with open(path, "rb") as file:
+                file.read()
+
+
+def _wait_for_quiet() -> None:
+    """Until what was started has ended: an interval of nearly nothing but idle."""
+    end = time.monotonic() + _QUIET_S
+    while time.monotonic() < end:
+        before = _busy()
+        time.sleep(0.2)
+        if _busy() - before <= 2:
+            return
+
+
+def _busy() -> int:
+    """Hundredths of seconds that the CPUs have worked."""
+    fields = [int(word) for word in guest_users.read("/proc/stat").split("\n", 1)[0].split()[1:9]]
+    return sum(fields) - fields[3] - fields[4]  # all but idle and iowait
+
+
+def _number(text: str) -> int:
+    text = text.strip().rpartition("=")[2]
+    return int(text) if text.isdigit() else 0
+
+
+def _which(name: str) -> str:
+    return next((folder + "/" + name for folder in _PATH if os.access(folder + "/" + name, os.X_OK)), "")
+
+
+def _start(argv: list[str], out: int) -> int:
+    """Start a program with ``out`` as its fds, which is closed here; its pid, 0 if there is none."""
+    path = _which(argv[0])
+    pid = os.fork() if path else 0
+    if path and pid == 0:
+        try:
+            os.setsid()
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and so would what it starts
+            for fd in (0, 1, 2):
+                os.dup2(out, fd)
+            os.execve(path, argv, {"PATH": ":".join(_PATH), "LC_ALL": "C.UTF-8"})
+        finally:
+            os._exit(127)
+    os.close(out)
+    return pid
+
+
+def run(argv: list[str], timeout_s: float) -> str:
+    """Run a program to its end and return what it printed; a missing, failing or slow one is no error."""
+    return _run(argv, timeout_s)[1]
+
+
+def must(argv: list[str]) -> None:
+    """Run a program that has to work. Raises OSError with what it said."""
+    status, said = _run(argv, _RUN_S)
+    if status:
+        raise OSError("%s: status %d: %s" % (" ".join(argv), status, said.strip()[-300:]))
+
+
+def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
+    out = os.open("/run", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    shared = os.dup(out)
+    try:
+        pid = _start(argv, shared)
+        if not pid:
+            return 127, "no such program"
+        status = _wait(pid, timeout_s)
+        os.lseek(out, 0, os.SEEK_SET)
+        return status, os.read(out, 65536).decode("utf-8", "replace")
+    finally:
+        os.close(out)
+
+
+def _wait(pid: int, timeout_s: float) -> int:
+    end = time.monotonic() + timeout_s
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status
+        if time.monotonic() > end:
+            os.killpg(pid, signal.SIGKILL)
+            return os.waitpid(pid, 0)[1] or 1
+        time.sleep(0.005)
