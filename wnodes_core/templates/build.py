@@ -84,6 +84,8 @@ def main() -> int:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.umask(0o077)
     os.chdir(plan.folder)
+    # libvirt looks for the caller's own folders, and an account such as nobody has none.
+    os.environ.update({name: plan.folder for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR")})
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s %(message)s")
     hook = Plugins(disabled=tuple(given.get("disabled", ()))).hook
     try:

@@ -66,6 +66,7 @@ def _rules(vm: Vm, root: str, parts: Parts, uuid: str) -> dict[str, _Rule]:
         "-object": lambda flag, value: _object(value, parts.memory),
         "-chardev": lambda flag, value: _chardev(value, vm, parts.monitor_fd),
         "-blockdev": lambda flag, value: _blockdev(value, vm, root),
+        "-device": lambda flag, value: [flag, _device(value)],
         "-msg": lambda flag, value: [flag, value, "-incoming", "defer"],
     }
 
@@ -105,6 +106,14 @@ def _object(value: str, memory: str) -> list[str]:
     else:  # what can be plugged is empty in the template
         given |= {"qom-type": "memory-backend-ram", "share": False, "reserve": False}
     return ["-object", json.dumps(given)]
+
+
+def _device(value: str) -> str:
+    """A device as it is; virtio-mem's features are stated, because QEMU takes them from the kind of memory behind it."""
+    given = _json(value)
+    if not str(given.get("driver", "")).startswith("virtio-mem-"):
+        return value
+    return json.dumps({**given, "unplugged-inaccessible": "on"})
 
 
 def _chardev(value: str, vm: Vm, monitor_fd: int) -> list[str]:
