@@ -56,8 +56,9 @@ class Rest:
         if self.identity.part():
             self._new_keys = units
         self.identity.cover_boot_id(must)
+        grows = False
         if not self.root:
-            _prepare_kernel()
+            grows = _prepare_kernel()
             _warm_up()
         # A rehearsal, as who it is: what cannot be changed fails here, once, and not in every clone.
         self.identity.become({**told, "entropy": told["random"], "clock": time.time()})
@@ -72,7 +73,7 @@ class Rest:
         gc.collect()
         if hasattr(gc, "freeze"):  # Python 3.7
             gc.freeze()
-        return {"identity": told, "rest_s": round(time.perf_counter() - began, 3)}
+        return {"identity": told, "grows": grows, "rest_s": round(time.perf_counter() - began, 3)}
 
     def end(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Become somebody else, prove it, and let the services know. Raises OSError, ValueError."""
@@ -122,20 +123,22 @@ def _end(pid: int) -> None:
         pass
 
 
-def _prepare_kernel() -> None:
+def _prepare_kernel() -> bool:
+    """Whether this guest can take more memory."""
     for name in MODULES:
         if not os.path.isdir("/sys/module/" + name):
             run(["modprobe", name], _RUN_S)
+    if any(line.split()[1:3] == ["/", "ext4"] for line in guest_users.read("/proc/mounts").splitlines()):
+        # A new file system's inode tables are written in the background: in every clone, to its overlay.
+        run(["mount", "-o", "remount,noinit_itable", "/"], _RUN_S)
     try:
         # "online": to the normal zone. A job's memory is never taken back, and a small guest that
         # grows by movable memory only has no room for the kernel's own tables of it.
         with open("/sys/devices/system/memory/auto_online_blocks", "w") as file:
             file.write("online")
+        return os.path.isdir("/sys/bus/virtio/drivers/virtio_mem")
     except OSError:
-        pass  # a kernel without memory hot-plug: the template's own memory is all
-    if any(line.split()[1:3] == ["/", "ext4"] for line in guest_users.read("/proc/mounts").splitlines()):
-        # A new file system's inode tables are written in the background: in every clone, to its overlay.
-        run(["mount", "-o", "remount,noinit_itable", "/"], _RUN_S)
+        return False  # a kernel without memory hot-plug
 
 
 def _warm_up() -> None:
