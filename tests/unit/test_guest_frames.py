@@ -111,7 +111,7 @@ def test_bad_json_of_the_guest_is_a_protocol_error(payload):
         channel.decode(payload)
 
 
-@pytest.mark.parametrize("name", [*(f"{name}.py" for name in bundle.MODULES), "guest_bootstrap", "guest_shim.py"])
+@pytest.mark.parametrize("name", [*(f"{name}.py" for name in (*bundle.MODULES, *bundle.RESTING)), "guest_bootstrap", "guest_shim.py"])
 def test_what_runs_in_the_guest_is_python_3_6_without_the_modules_minimal_lacks(name):
     text = bundle.read(name)
     tree = ast.parse(bundle.plain(text) if name.endswith(".py") else text, feature_version=(3, 6))

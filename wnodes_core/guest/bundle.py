@@ -22,11 +22,10 @@ MODULES = (
     "guest_exec",
     "guest_ending",
     "guest_users",
-    "guest_identity",
-    "guest_rest",
     "guest_door",
     "guest_agent",
 )
+RESTING = ("guest_identity", "guest_rest")  # sent with the request for rest: no other guest pays for them
 _PACKAGE = "wnodes_core.guest"
 _LEFT_OUT = ("__future__", "typing")
 
@@ -71,20 +70,29 @@ def read(name: str) -> str:
     return resources.files(_PACKAGE).joinpath(name).read_text("utf-8")
 
 
+def rest_modules() -> list[tuple[str, str]]:
+    """Name and text of what an agent needs to come to rest and to wake."""
+    return _modules(RESTING)
+
+
+def _modules(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(f"{_PACKAGE}.{name}", plain(read(name + ".py"))) for name in names]
+
+
 @lru_cache(maxsize=1)
 def agent_digest() -> str:
     """What an agent in a saved guest depends on, as hex of sha256; a clone's host must have the same.
 
     Over the files as they are: to make the source of them takes 40 ms, this one.
     """
-    names = [*(f"{name}.py" for name in MODULES), "bundle.py", "start.py", "guest_bootstrap"]
+    names = [*(f"{name}.py" for name in (*MODULES, *RESTING)), "bundle.py", "start.py", "guest_bootstrap"]
     return hashlib.sha256("\0".join(f"{name}\0{read(name)}" for name in names).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def agent_source() -> bytes:
     """What the bootstrap receives and runs: it ends when the host has gone."""
-    modules = [(f"{_PACKAGE}.{name}", plain(read(name + ".py"))) for name in MODULES]
+    modules = _modules(MODULES)
     return f"""\
 import sys, types
 for name in ("wnodes_core", "{_PACKAGE}"):

@@ -226,6 +226,15 @@ class GuestChannel(asyncio.BufferedProtocol):
             raise ChannelLost(f"guest agent: {verb}: {str(reply.get('error', 'no answer'))[:500]}")
         return facts
 
+    async def rest(self, *, timeout_s: float = 300.0) -> dict[str, Any]:
+        """Bring the guest to rest, for it to be saved: who it is (``identity.of``). It then only wakes, in its clones.
+
+        An ordinary cloud image first boots to its end, which takes what it takes.
+
+        Raises ChannelLost.
+        """
+        return await self.request("rest", timeout_s=timeout_s, modules=bundle.rest_modules())
+
     async def _answer(self, answer: asyncio.Future[Any], verb: str, timeout_s: float) -> Any:
         await asyncio.wait({answer, self.lost}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -18,7 +19,6 @@ from wnodes_core.guest import (
     guest_ending,
     guest_exec,
     guest_json,
-    guest_rest,
     guest_users,
     poller,
     pump,
@@ -34,7 +34,7 @@ class Agent:
         self.lost_s = 60.0
         self.commands: dict[int, guest_exec.Command] = {}
         self.door: guest_door.Door | None = None
-        self._rest: guest_rest.Rest | None = None  # until it wakes it does nothing for anybody
+        self._rest: Any = None  # until it wakes it does nothing for anybody
         self._bin = ""  # where the host's commands stand in for those of the image
         self._poller = poller.Poller()
         self._wake, self._waker = os.pipe()
@@ -229,18 +229,23 @@ class Agent:
         if self.door is None:
             self.door = guest_door.Door(self.root + "/run/wnodes/host.sock")
 
-    def verb_rest(self, stream: int) -> dict[str, Any]:
+    def verb_rest(self, stream: int, modules: list[list[str]]) -> dict[str, Any]:
         """Come to rest, to be saved and cloned: who the template is. From here on only ``wake`` is served."""
         if self.commands or self.endings or self.door is not None:
             raise ValueError("rest: commands still run here")
-        self._rest = guest_rest.Rest(self.root)
-        return self._rest.begin()
+        for name, text in modules:
+            module = sys.modules[name] = type(sys)(name)
+            setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], module)
+            exec(compile(text, name, "exec"), module.__dict__)
+        self._rest = sys.modules["wnodes_core.guest.guest_rest"].Rest(self.root)
+        answer: dict[str, Any] = self._rest.begin()
+        return answer
 
     def verb_wake(self, stream: int, **asked: Any) -> dict[str, Any]:
         """Become who the host says before anything of a job runs; who this is now, and its facts."""
         if self._rest is None:
             raise ValueError("wake: this guest is not at rest")
-        told = self._rest.end(asked)
+        told: dict[str, Any] = self._rest.end(asked)
         self._rest = None
         return told
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from wnodes_core.errors import NoProvider, WnodesError
 from wnodes_core.files import write_atomic
+from wnodes_core.guest import identity
 from wnodes_core.journal import Journal
 from wnodes_core.lifecycle import Lifecycle
 from wnodes_core.model import Process, Shape, Template, Trace, Vm
@@ -26,7 +27,7 @@ from wnodes_core.plan import Plan
 from wnodes_core.plugins import Plugins
 from wnodes_core.templates.shelf import MADE
 
-REST_TIMEOUT_S = 60.0
+REST_TIMEOUT_S = 300.0  # an ordinary cloud image is booted to its end first: 30 s under TCG after its agent answers
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
@@ -39,7 +40,7 @@ async def build(lifecycle: Lifecycle, template_id: str, way: str) -> Template:
         return process
 
     running = await lifecycle.boot(start)
-    told = await running.channel.request("rest", timeout_s=REST_TIMEOUT_S)
+    told = await running.channel.rest(timeout_s=REST_TIMEOUT_S)
     # The channel stays connected: a guest whose host hung up would be saved as one that looks for another.
     made = await asyncio.to_thread(hook.wnodes_template_save, vm=running.vm, way=way)
     running.channel.close()
@@ -57,7 +58,7 @@ async def build(lifecycle: Lifecycle, template_id: str, way: str) -> Template:
         files=made["files"],
         mount_ports=plan.mount_ports,
         facts=dict(running.channel.facts),
-        identity=told["identity"],
+        identity=identity.of(told),
     )
 
 
