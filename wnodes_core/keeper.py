@@ -265,6 +265,7 @@ def main() -> int:
     try:
         if holding:
             holding.claim()
+            plan = plan.with_memory(holding.fds)
         asyncio.run(_run(plan, holding, given))
     except Exception:  # noqa: BLE001 - the outermost net: nobody is above to hear it, the log is
         log.exception("keeper of %s failed", plan.lease)

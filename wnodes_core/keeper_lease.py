@@ -14,6 +14,7 @@ from wnodes_core.errors import TransientError, from_dict
 
 CLAIM_TIMEOUT_S = 30.0
 RETRY_S = 0.5
+_MAX_FDS = 4
 
 
 class Holding:
@@ -23,6 +24,7 @@ class Holding:
         self._daemon = daemon
         self._hello = {"op": "hold", "lease": lease, "token": token}
         self._socket: socket.socket | None = None
+        self.fds: list[int] = []  # what the daemon handed us open with its grant
         self._writer: asyncio.StreamWriter | None = None
         self._last: dict[str, Any] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -38,7 +40,7 @@ class Holding:
         try:
             _connect(sock, self._daemon)
             sock.sendall(json.dumps(self._hello).encode() + b"\n")
-            reply = _read_line(sock)
+            reply, self.fds = _read_line(sock)
         except OSError as error:
             raise TransientError(f"wnodesd at {self._daemon} does not answer: {error}") from error
         if not reply.get("ok"):
@@ -112,14 +114,15 @@ def _connect(sock: socket.socket, path: str) -> None:
             time.sleep(0.01)
 
 
-def _read_line(sock: socket.socket) -> dict[str, Any]:
+def _read_line(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
     deadline = time.monotonic() + CLAIM_TIMEOUT_S
-    line = b""
+    line, handed = b"", []
     while not line.endswith(b"\n"):
         # One byte at a time: what follows the line belongs to the event loop's reader.
-        byte = sock.recv(1)
+        byte, fds, _, _ = socket.recv_fds(sock, 1, _MAX_FDS)
+        handed += fds
         if not byte or time.monotonic() > deadline:
             raise OSError("connection closed")
         line += byte
     reply: dict[str, Any] = json.loads(line)
-    return reply
+    return reply, handed

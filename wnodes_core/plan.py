@@ -120,6 +120,12 @@ class Plan:
             return Disk(path, "qcow2", base.path, base.format, False, "root", base.base, base.base_format)
         return Disk(path, "qcow2", self.image.path, self.image.format, serial="root")
 
+    def with_memory(self, fds: Sequence[int]) -> Plan:
+        """With the template's memory where wnodesd has handed it over as an open file."""
+        if not (self.template and fds):
+            return self
+        return replace(self, template=replace(self.template, memory=f"/proc/self/fd/{fds[0]}"))
+
     @property
     def booted(self) -> Plan:
         """The same VM, booted and not cloned."""

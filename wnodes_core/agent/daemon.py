@@ -29,6 +29,7 @@ from wnodes_core.command import PATH
 from wnodes_core.errors import WnodesError, from_dict
 from wnodes_core.journal import Journal
 from wnodes_core.model import Job, Process, VmRequest
+from wnodes_core.plugins import Plugins
 
 log = logging.getLogger("wnodesd")
 
@@ -47,6 +48,7 @@ class Parts:
     # Raises LimitExceeded for a job too small for its VM: (request, job, settings, accel).
     check_size: Callable[..., object] = field(default=lambda *facts: None)
     reload: Callable[[], Any] | None = None
+    backend: Callable[[], Any] = field(default=lambda: Plugins(builtins=()).hook)  # asked about templates only
     journal: type[Journal] = Journal
     environ: Callable[[str], dict[str, str]] = field(default=lambda lrms: {"PATH": PATH})
     end_grace_s: float = 15.0  # for the keeper to stop its VM before we do

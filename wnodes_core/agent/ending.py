@@ -22,7 +22,7 @@ from wnodes_core.files import remove_tree
 from wnodes_core.journal import Resource
 from wnodes_core.model import Process
 
-ORDER = ("keeper", "cgroup", "use", "folder", "marker", "lease")
+ORDER = ("keeper", "cgroup", "template", "use", "folder", "marker", "lease")
 USER_UNDO_S = 60.0
 # A user can make the replay of their own journal fail for ever (it is their file). After so many
 # tries, with every process of the lease ended, the folder goes all the same.
@@ -35,6 +35,7 @@ class Undoer:
     def __init__(self, store: Any, user_undo: Callable[[Lease], None] | None = None) -> None:
         self._store = store
         self._user_undo = user_undo or replay_as_user
+        self.let_out: Callable[[Lease, Resource], object] = lambda lease, resource: None
 
     def undo(self, lease: Lease, *, job_over: bool) -> list[Exception]:
         """Undo all that is open; without ``job_over`` marker and record stay, so that no task runs bare."""
@@ -61,6 +62,8 @@ class Undoer:
                 self._end_processes(lease)
             case "cgroup":
                 homes.remove(resource.name)
+            case "template":
+                self.let_out(lease, resource)
             case "use":
                 self._store.release(lease.id)
             case "folder":

@@ -10,6 +10,7 @@ from wnodes_core.agent import homes, identity
 from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.protocol import Connection
+from wnodes_core.agent.warm import Warm
 from wnodes_core.errors import RequestError, from_dict
 from wnodes_core.model import Process
 
@@ -21,8 +22,9 @@ _TRACE_STEPS = 64
 class Holding:
     """The ``hold`` operation and what a keeper says while it holds."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, warm: Warm) -> None:
         self._daemon = daemon
+        self._warm = warm
 
     async def hold(self, connection: Connection, message: dict[str, Any]) -> None:
         """Give the lease to a keeper and stay with it until its connection or the lease ends.
@@ -38,7 +40,8 @@ class Holding:
         self._daemon.unwatch(lease, "starter")
         self._daemon.say(lease, "held", reason=f"keeper {keeper.pid}")
         try:
-            if await connection.send({"ok": True, "home": lease.home, "cgroups": groups}):
+            reply = {"ok": True, "home": lease.home, "cgroups": groups}
+            if await connection.send(reply, self._warm.fds(lease)):
                 await self._listen(connection, lease)
         finally:
             connection.close()
@@ -96,6 +99,7 @@ class Holding:
         if state == "running" and not lease.ran:
             lease.ran = True  # noted once: a keeper that flaps costs us neither syncs nor log
             self._daemon.say(lease, "running")
+            self._warm.began(lease)
             await self._daemon.save(lease)
 
     def _note_trace(self, lease: Lease, steps: object) -> None:

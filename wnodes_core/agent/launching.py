@@ -11,6 +11,7 @@ from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.images import Images
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.protocol import Connection
+from wnodes_core.agent.warm import Warm
 from wnodes_core.errors import RequestError, WnodesError
 from wnodes_core.model import Owner
 
@@ -20,9 +21,10 @@ _AT_ONCE = 4  # reads of /proc for one uid at the same time: one user's flood de
 class Launching:
     """The ``launch`` operation."""
 
-    def __init__(self, daemon: Daemon, images: Images) -> None:
+    def __init__(self, daemon: Daemon, images: Images, warm: Warm) -> None:
         self._daemon = daemon
         self._images = images
+        self._warm = warm
         self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_ONCE))
 
     async def launch(self, connection: Connection, message: dict[str, Any]) -> dict[str, Any] | None:
@@ -103,9 +105,10 @@ class Launching:
     async def _plan(self, lease: Lease) -> dict[str, Any]:
         assert self._daemon.accel is not None
         accel = await asyncio.shield(self._daemon.accel)
+        template = await self._warm.choose(lease, lease.image, accel) if lease.image else None
         arguments = (lease.request, lease.job, lease.image, self._daemon.settings, accel)
         plan: dict[str, Any] = await self._daemon.quick(
-            self._daemon.parts.make_plan, *arguments, lease=lease.id, folder=lease.folder
+            self._daemon.parts.make_plan, *arguments, lease=lease.id, folder=lease.folder, template=template
         )
         return plan
 

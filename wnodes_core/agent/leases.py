@@ -70,6 +70,7 @@ class Lease:
     keeper_state: str = ""
     ran: bool = False  # its keeper has said once that the VM runs
     image: Image | None = None
+    template: str = ""  # the one it was given to clone, held open for it
     fetch: asyncio.Task[Image] | None = None
     progress: str = ""
     connection: Connection | None = None

@@ -18,6 +18,7 @@ from wnodes_core.agent.images import Images
 from wnodes_core.agent.launching import Launching
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.protocol import Connection
+from wnodes_core.agent.warm import Warm
 from wnodes_core.errors import BadRequest, CommandError, RequestError
 from wnodes_core.model import Job, VmRequest
 
@@ -32,8 +33,10 @@ class Operations:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self.images = Images(daemon)
-        self.launching = Launching(daemon, self.images)
-        self.holding = Holding(daemon)
+        self.warm = Warm(daemon)
+        daemon.undoer.let_out = self.warm.undo
+        self.launching = Launching(daemon, self.images, self.warm)
+        self.holding = Holding(daemon, self.warm)
         self._table: dict[str, Callable[[Connection, dict[str, Any]], Awaitable[Reply]]] = {
             "prepare": self.prepare,
             "finish": self.finish,

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from wnodes_core.plugins import Plugins
 
 # The daemon brings images and asks batch systems; VMs, disks and gateways are the keepers'.
 BUILTINS = ("wnodes_core.images.sources",)
+BACKENDS = ("wnodes_core.backends.libvirt.plugin",)  # asked about templates; it loads no libvirt for that
 # Where a batch system's own commands find their site: from wnodesd's own environment, or the
 # adapter's section of the settings (``environment: {SLURM_CONF: …}``).
 LRMS_ENVIRONMENT = ("SLURM_CONF", "LSF_ENVDIR", "CONDOR_CONFIG")
@@ -45,6 +47,7 @@ def default_parts(config: str | None) -> Parts:
     """What ``wnodesd`` runs with. Raises SettingsError."""
     site = settings.load(config, trusted=True)
     hooks = Hooks(tuple(site.plugins.disabled))
+    backends = cache(lambda: Plugins(disabled=tuple(site.plugins.disabled), builtins=BACKENDS).hook)
 
     def environ(lrms: str) -> dict[str, str]:
         given = site.lrms.get(lrms, {}).get("environment", {})
@@ -60,6 +63,7 @@ def default_parts(config: str | None) -> Parts:
         probe=lambda: probe(site.accel, site.state_dir, tuple(site.plugins.disabled)),
         person=User.of,
         reload=lambda: settings.load(config, trusted=True),
+        backend=backends,
         environ=environ,
     )
 

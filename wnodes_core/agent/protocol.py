@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -93,12 +94,17 @@ class Connection:
             while await self._reader.read(MAX_LINE):
                 pass
 
-    async def send(self, message: dict[str, Any]) -> bool:
-        """Send one message; False (and the connection is dropped) if the client does not read."""
+    async def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> bool:
+        """Send one message, with open files if need be; False (and the connection is dropped) if it is not read."""
+        line = json.dumps(message).encode() + b"\n"
         try:
-            self._writer.write(json.dumps(message).encode() + b"\n")
+            if fds:
+                # asyncio's transport cannot; nothing else is in its buffer when a first answer goes out.
+                with socket.socket(fileno=os.dup(self._writer.get_extra_info("socket").fileno())) as sock:
+                    line = line[socket.send_fds(sock, [line], list(fds)) :]
+            self._writer.write(line)
             await asyncio.wait_for(self._writer.drain(), SEND_S)
-        except (TimeoutError, ConnectionError, RuntimeError):
+        except (TimeoutError, OSError, RuntimeError):
             self._writer.transport.abort()
             return False
         return True

@@ -57,7 +57,7 @@ class Server:
         sock = _listen(settings.daemon.socket)
         server = await asyncio.start_unix_server(self._client, sock=sock, limit=MAX_LINE, backlog=BACKLOG)
         metrics = await self.daemon.metrics.serve(settings.daemon.metrics)
-        self.daemon.background(Sweeper(self.daemon).run(), "sweeper")
+        self.daemon.background(Sweeper(self.daemon, self.operations.warm).run(), "sweeper")
         self.daemon.background(Advertiser(self.daemon).run(), "advertiser")
         log.info("ready at %s", settings.daemon.socket, extra={"event": "ready"})
         notify("READY=1")

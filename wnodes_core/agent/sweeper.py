@@ -15,6 +15,7 @@ from wnodes_core import command
 from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.ending import remove_folder
 from wnodes_core.agent.leases import Lease
+from wnodes_core.agent.warm import Warm
 from wnodes_core.errors import CommandError, WnodesError
 
 QUERY_S = 20.0
@@ -25,8 +26,9 @@ MISSES = 2
 class Sweeper:
     """Ends leases whose jobs are over, tries failed undos again, removes what no journal knows."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, warm: Warm) -> None:
         self._daemon = daemon
+        self._warm = warm
 
     async def run(self) -> None:
         """Sweep now and then every ``daemon.sweep_interval_s`` until cancelled."""
@@ -50,6 +52,7 @@ class Sweeper:
                 await self._daemon.slow(self._stray_markers, lrms, node, live)
         await self._daemon.slow(self._stray_folders)
         await self._daemon.slow(self._purge)
+        await self._warm.tend()
 
     def _purge(self) -> None:
         """Make room in the image store by the site's rules."""

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 UNDO_S = 60.0
 _MAX_MADE = 1 << 20
-_TELL_S = 1.0
+_TELL_S = 5.0
 Tell = Callable[[str], None]
 
 
@@ -102,7 +102,8 @@ class Builder:
         return private_folder(self.shelf.root / name, uid=self.account.uid, gid=self.account.gid)
 
     def _run(self, wanted: Wanted, folder: Path) -> None:
-        given = {"plan": self._plan(wanted, folder).to_dict(), "id": wanted.id, "ways": self.ways, "disabled": self.disabled}
+        plan = self._plan(wanted, folder).to_dict()
+        given = {"plan": plan, "id": wanted.id, "ways": self.ways, "disabled": self.disabled}
         # Niced: what is built here serves the next job, and may not cost a running one its processor.
         argv = ["nice", "-n", "10", sys.executable, "-I", "-m", "wnodes_core.templates.build"]
         try:
@@ -159,7 +160,7 @@ def _told(error: CommandError, wanted: Wanted) -> WnodesError:
 
 
 class _telling:
-    """Say ``what`` and for how long, once a second, for as long as the block runs."""
+    """Say ``what`` and for how long, now and then, for as long as the block runs."""
 
     def __init__(self, what: str, tell: Tell) -> None:
         self._what, self._tell = what, tell
@@ -169,7 +170,7 @@ class _telling:
     def _run(self) -> None:
         seconds = 0
         while not self._done.wait(_TELL_S):
-            seconds += 1
+            seconds += int(_TELL_S)
             self._tell(f"{self._what}: {seconds} s")
 
     def __enter__(self) -> None:
