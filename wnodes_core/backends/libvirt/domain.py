@@ -66,6 +66,7 @@ def build(
         raise ValueError(f"VM name {vm.name!r}: want letters, digits, '.', '_' and '-', at most 64")
     boot = vm.boot
     tcg = vm.accel == "tcg"
+    grows = vm.most_mib > vm.memory_mib
     return objects.Domain(
         type="qemu" if tcg else "kvm",
         name=SAVED_NAME if template == "saved" else vm.name,
@@ -74,25 +75,22 @@ def build(
         memory_mib=max(vm.memory_mib, vm.most_mib),  # what is not plugged in yet counts
         memory_source="file" if template == "mapped" else None,
         memory_access="shared" if template == "mapped" else None,
-        **_growth(vm),
+        most_slots=1 if grows else None,
+        most_unit="MiB" if grows else None,
+        most_mib=vm.most_mib if grows else None,
         vcpus=vm.cpus,
         cputune=_pinning(vm, affinity),
         arch=vm.arch,
         machine=MACHINES[vm.arch],
         kernel=boot.kernel if boot else None,
         initrd=(boot.initrd or None) if boot else None,
-        cmdline=_cmdline(boot, grows=vm.most_mib > vm.memory_mib) if boot else None,
+        cmdline=_cmdline(boot, grows=grows) if boot else None,
         tb_cache_unit="MiB" if tcg else None,
         tb_cache_mib=TB_CACHE_MIB if tcg else None,
         cpu=_cpu(vm, migratable=bool(template)),
         emulator=emulator(vm.arch),
         devices=_devices(vm, "none" if direct_io else "writeback", called),
     )
-
-
-def _growth(vm: Vm) -> dict[str, int | str]:
-    grows = vm.most_mib > vm.memory_mib
-    return {"most_slots": 1, "most_unit": "MiB", "most_mib": vm.most_mib} if grows else {}
 
 
 def _devices(vm: Vm, cache: str, called: bool) -> tuple[Node, ...]:
