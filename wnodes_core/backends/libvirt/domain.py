@@ -32,7 +32,6 @@ _DISK_NAMES = "abcdefghijklmnopqrstuvwxyz"
 _NAMESPACE = uuid.UUID("6d1e1f0c-4a64-5d0e-9a3e-0f7c1f3a9b52")
 # libvirt restores a saved domain under its own name and uuid only, so all clones of that way share these.
 SAVED_NAME = "wnodes-saved"
-SAVED_UUID = str(uuid.uuid5(_NAMESPACE, SAVED_NAME))
 
 
 def emulator(arch: str) -> str:
@@ -64,13 +63,12 @@ def build(
     """
     if not _NAME.match(vm.name):
         raise ValueError(f"VM name {vm.name!r}: want letters, digits, '.', '_' and '-', at most 64")
-    boot = vm.boot
-    tcg = vm.accel == "tcg"
-    grows = vm.most_mib > vm.memory_mib
+    boot, name = vm.boot, SAVED_NAME if template == "saved" else vm.name
+    tcg, grows = vm.accel == "tcg", vm.most_mib > vm.memory_mib
     return objects.Domain(
         type="qemu" if tcg else "kvm",
-        name=SAVED_NAME if template == "saved" else vm.name,
-        uuid=SAVED_UUID if template == "saved" else vm_uuid(vm.name),
+        name=name,
+        uuid=vm_uuid(name),
         lease=vm.name,
         memory_mib=max(vm.memory_mib, vm.most_mib),  # what is not plugged in yet counts
         memory_source="file" if template == "mapped" else None,
