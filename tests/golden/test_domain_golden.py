@@ -20,6 +20,7 @@ from wnodes_core.backends.libvirt.xml import Node
 FOLDER = Path(__file__).with_name("domain")
 SCHEMA = "/usr/share/libvirt/schemas/domain.rng"
 LEASE = "/var/lib/wnodes/leases/slurm-n0-12-ab12cd"
+TEMPLATE = "/var/lib/wnodes/templates/t1"
 AGENT = Channel("org.wnodes.agent.0", f"{LEASE}/agent.sock")
 BOOT = Boot("/images/vmlinuz", "/images/initrd.img", "root=/dev/vda rw quiet")
 
@@ -50,6 +51,15 @@ CASES = {
     "kvm-shared-cpus": domain.build(vm(accel="kvm", cpus=2, cpuset=(0, 1, 2, 6))),
     "no-direct-io": domain.build(vm(boot=Boot("/images/k", "", "console=hvc0 panic=5")), direct_io=False),
     "odd-signs": domain.build(vm(disks=(overlay('/im ages/é<&>"\'.qcow2', "qcow2"),))),
+    "template-mapped": domain.build(vm(channels=(AGENT, *MOUNTS)), template="mapped"),
+    "template-saved-kvm": domain.build(vm(accel="kvm"), template="saved"),
+    "template-growing": domain.build(vm(cpus=2, most_mib=4096), template="mapped"),
+    "clone-saved": domain.build(
+        vm(disks=(overlay(f"{TEMPLATE}/overlay.qcow2", "qcow2", serial="root", under="/images/debian12.qcow2",
+                          under_format="qcow2"),),
+           channels=(AGENT, MOUNTS[0], Channel("org.wnodes.mount.1", ""))),
+        template="saved", called=False,
+    ),
     "bare": domain.build(vm(disks=(), channels=(), boot=None, console="")),
 }  # fmt: skip
 

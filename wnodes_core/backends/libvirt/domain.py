@@ -32,7 +32,6 @@ _DISK_NAMES = "abcdefghijklmnopqrstuvwxyz"
 _NAMESPACE = uuid.UUID("6d1e1f0c-4a64-5d0e-9a3e-0f7c1f3a9b52")
 # libvirt restores a saved domain under its own name and uuid only, so all clones of that way share these.
 SAVED_NAME = "wnodes-saved"
-SAVED_UUID = str(uuid.uuid5(_NAMESPACE, SAVED_NAME))
 
 
 def emulator(arch: str) -> str:
@@ -64,35 +63,32 @@ def build(
     """
     if not _NAME.match(vm.name):
         raise ValueError(f"VM name {vm.name!r}: want letters, digits, '.', '_' and '-', at most 64")
-    boot = vm.boot
-    tcg = vm.accel == "tcg"
+    boot, name = vm.boot, SAVED_NAME if template == "saved" else vm.name
+    tcg, grows = vm.accel == "tcg", vm.most_mib > vm.memory_mib
     return objects.Domain(
         type="qemu" if tcg else "kvm",
-        name=SAVED_NAME if template == "saved" else vm.name,
-        uuid=SAVED_UUID if template == "saved" else vm_uuid(vm.name),
+        name=name,
+        uuid=vm_uuid(name),
         lease=vm.name,
         memory_mib=max(vm.memory_mib, vm.most_mib),  # what is not plugged in yet counts
         memory_source="file" if template == "mapped" else None,
         memory_access="shared" if template == "mapped" else None,
-        **_growth(vm),
+        most_slots=1 if grows else None,
+        most_unit="MiB" if grows else None,
+        most_mib=vm.most_mib if grows else None,
         vcpus=vm.cpus,
         cputune=_pinning(vm, affinity),
         arch=vm.arch,
         machine=MACHINES[vm.arch],
         kernel=boot.kernel if boot else None,
         initrd=(boot.initrd or None) if boot else None,
-        cmdline=_cmdline(boot, grows=vm.most_mib > vm.memory_mib) if boot else None,
+        cmdline=_cmdline(boot, grows=grows) if boot else None,
         tb_cache_unit="MiB" if tcg else None,
         tb_cache_mib=TB_CACHE_MIB if tcg else None,
         cpu=_cpu(vm, migratable=bool(template)),
         emulator=emulator(vm.arch),
         devices=_devices(vm, "none" if direct_io else "writeback", called),
     )
-
-
-def _growth(vm: Vm) -> dict[str, int | str]:
-    grows = vm.most_mib > vm.memory_mib
-    return {"most_slots": 1, "most_unit": "MiB", "most_mib": vm.most_mib} if grows else {}
 
 
 def _devices(vm: Vm, cache: str, called: bool) -> tuple[Node, ...]:

@@ -141,7 +141,9 @@ def save(name: str, path: str) -> None:
     Raises TransientError.
     """
     try:
-        _domains[name].saveFlags(path, None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+        # libvirt waits for the saved QEMU's end as it does for a probe's: 40 s if nobody reaps it (measured).
+        with _reaping_probes():
+            _domains[name].saveFlags(path, None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
     except libvirt.libvirtError as error:
         raise _translate(error, f"VM {name}: saving") from error
 

@@ -107,7 +107,7 @@ def wnodes_vm_clone(vm: Vm, template: Template) -> Process | None:
     if template.way == "mapped":
         from wnodes_core.backends.libvirt import clone
 
-        return clone.start(vm, template)
+        return clone.start(vm, template, direct_io=all(knows_direct_io(disk.path) for disk in vm.disks[:1]))
     from wnodes_core.backends.libvirt import embed
 
     # What libvirt restores must have the saved machine's memory; it grows afterwards.
