@@ -35,6 +35,8 @@ run_dir: {folder}/run
 accel: tcg
 images:
   folder: {images}
+warm:
+  build: {build}
 daemon:
   sweep_interval_s: 2
   log_level: debug
@@ -59,10 +61,10 @@ def add_image(image: Image) -> None:
 class Site:
     """``with Site(image, prefix="a") as site:`` - up in about two seconds, down without a trace.
 
-    ``settings`` is further YAML for wnodes.yaml; everything else goes to ``Lab``.
+    ``settings`` is further YAML for wnodes.yaml, ``build`` when it makes templates; everything else goes to ``Lab``.
     """
 
-    def __init__(self, image: Image, prefix: str, *, settings: str = "", **lab: Any) -> None:
+    def __init__(self, image: Image, prefix: str, *, settings: str = "", build: str = "never", **lab: Any) -> None:
         add_image(image)
         self.folder = Path(tempfile.mkdtemp(prefix="wnodes-site-", dir="/var/tmp"))
         self.folder.chmod(0o755)
@@ -73,7 +75,8 @@ class Site:
         lab = {"kill_wait_s": 5, "memory_mib": 6000, "mem_per_cpu_mib": 800, **lab}
         self.lab = Lab(self.folder / "lab", prefix=prefix, **lab)
         self.config = self.folder / "wnodes.yaml"
-        self.config.write_text(CONFIG.format(folder=self.folder, images=IMAGES, conf=self.lab.conf, more=settings))
+        facts = {"folder": self.folder, "images": IMAGES, "conf": self.lab.conf}
+        self.config.write_text(CONFIG.format(**facts, build=build, more=settings))
         self.daemon: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Site:

@@ -17,7 +17,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
-from wnodes_core.errors import NoProvider, WnodesError
+from wnodes_core.errors import NoProvider, TransientError, WnodesError
 from wnodes_core.files import write_atomic
 from wnodes_core.guest import identity
 from wnodes_core.journal import Journal
@@ -91,8 +91,9 @@ def main() -> int:
     hook = Plugins(disabled=tuple(given.get("disabled", ()))).hook
     try:
         template = asyncio.run(_first_that_works(plan, given["id"], list(given["ways"]), hook))
-    except WnodesError as error:
-        print(json.dumps(error.to_dict()), file=sys.stderr)
+    except (WnodesError, OSError) as error:
+        told = error if isinstance(error, WnodesError) else TransientError(f"{type(error).__name__}: {error}")
+        print(json.dumps(told.to_dict()), file=sys.stderr)
         return 1
     write_atomic(f"{plan.folder}/{MADE}", json.dumps(asdict(template)).encode())
     return 0

@@ -23,7 +23,7 @@ from wnodes_core.files import private_folder
 from wnodes_core.model import Job, Template
 from wnodes_core.plan import Plan, User
 from wnodes_core.templates.shelf import MADE, Shelf
-from wnodes_core.templates.wanted import MOUNT_PORTS, Wanted
+from wnodes_core.templates.wanted import ID_LENGTH, MOUNT_PORTS, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +91,14 @@ class Builder:
     def sweep(self) -> None:
         """Undo what killed builders left, and throw away what can serve nobody any more."""
         for path in self.shelf.leftovers():
-            template_id = path.name.removeprefix("building-")[:33]
+            template_id = path.name.removeprefix("building-")[:ID_LENGTH]
             with self.shelf.building(template_id, wait=False) as alone:
                 if alone:
                     self._clean(path)
         self.shelf.purge()
 
     def _folder(self, wanted: Wanted) -> Path:
-        name = f"building-{wanted.id}-{os.urandom(3).hex()}"
+        name = f"building-{wanted.id}-{os.urandom(2).hex()}"
         return private_folder(self.shelf.root / name, uid=self.account.uid, gid=self.account.gid)
 
     def _run(self, wanted: Wanted, folder: Path) -> None:

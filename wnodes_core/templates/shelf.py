@@ -33,7 +33,7 @@ from wnodes_core.model import Template
 log = logging.getLogger(__name__)
 
 MANIFEST, MADE = "template.json", "made.json"
-_ID = re.compile(r"[0-9a-f]{12}-[0-9a-f]{20}\Z")
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{16}\Z")
 _READ_WHOLE = 4 << 20  # files up to here are compared by their content at each use
 _CHUNK = 1 << 20
 

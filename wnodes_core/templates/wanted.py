@@ -12,6 +12,7 @@ from wnodes_core.guest import bundle
 from wnodes_core.model import Image, Template
 
 FORMAT = 1  # of what a builder leaves; a change makes every older template another's
+ID_LENGTH = 25
 MOUNT_PORTS = 6  # mounts that a clone can have: ports cannot be plugged in
 _STEP_MIB = 128  # the granularity of memory hot-plug on x86
 
@@ -39,13 +40,13 @@ class Wanted:
     def id(self) -> str:
         """A file name: the image's beginning for people, the digest of everything for us.
 
-        An image that is tagged anew, an upgraded QEMU or agent: another name, so never a wrong guest.
+        Short, because sockets lie in folders of this name. An image that is tagged anew, an upgraded QEMU or agent: another name, so never a wrong guest.
         """
         facts = [FORMAT, self.accel, self.cpus, self.base_mib, self.most_mib, self.host, bundle.agent_digest()]
         image = [self.image.digest, self.image.path, self.image.format, self.image.arch, dict(self.image.facts)]
         boot = asdict(self.image.boot) if self.image.boot else None
         text = json.dumps([facts, image, boot], sort_keys=True)
-        return f"{self.image.digest.removeprefix('sha256:')[:12]}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+        return f"{self.image.digest.removeprefix('sha256:')[:8]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def suits(self, template: Template, memory_mib: int, mounts: int) -> bool:
         """Whether a clone can have exactly this memory and so many mounts."""

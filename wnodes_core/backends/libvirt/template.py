@@ -49,9 +49,9 @@ def _save_mapped(vm: Vm, process: Process, folder: Path) -> dict[str, str]:
     embed.pause(vm.name, True)
     capability = {"capability": "x-ignore-shared", "state": True}
     embed.ask_monitor(vm.name, "migrate-set-capabilities", capabilities=[capability])
-    with _receiving(folder / "migrate.sock", folder / STATE) as done:
+    with _receiving(folder / "save.sock", folder / STATE) as done:
         # libvirt's seccomp profile forbids QEMU to start programs, so the state goes to a socket of ours.
-        embed.ask_monitor(vm.name, "migrate", uri=f"unix:{folder}/migrate.sock")
+        embed.ask_monitor(vm.name, "migrate", uri=f"unix:{folder}/save.sock")
         _await_migration(vm.name)
         done.wait(SAVE_TIMEOUT_S)
     # The file's own name goes with the domain; this one stays.

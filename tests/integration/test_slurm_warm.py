@@ -1,0 +1,59 @@
+"""Warm start under a real Slurm: templates that wnodesd builds, clones for other users' jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slurm_site import Site, wait_for
+
+from wnodes_core.model import Image
+
+pytestmark = [pytest.mark.slurm, pytest.mark.guest]
+WHO = "cat /proc/sys/kernel/random/boot_id; hostname; free -m | awk '/^Mem/ {print $2}'; touch made-$SLURM_JOB_ID"
+
+
+@pytest.fixture(scope="module")
+def site(minimal_image: Image) -> Iterator[Site]:
+    with Site(minimal_image, "w", build="on_use") as site:
+        yield site
+
+
+def _templates(site: Site) -> list[Path]:
+    return sorted((site.folder / "state/templates").glob("*/template.json"))
+
+
+def _ran(site: Site, *options: str) -> tuple[list[str], list[str]]:
+    """A job's output and the phases of its start."""
+    job = site.submit(WHO, *options)
+    end = site.ended(job)
+    assert end["JobState"] == "COMPLETED", (end, site.output(job), site.log()[-3000:])
+    assert (site.work / f"made-{job}").stat().st_uid == site.work.stat().st_uid
+    return site.output(job).splitlines(), [step[0] for step in site.lease(job)["trace"]]
+
+
+def test_the_first_job_boots_and_the_next_are_clones(site: Site) -> None:
+    cold, phases = _ran(site)
+    assert "boot" in phases and "clone" not in phases
+    wait_for(lambda: _templates(site), f"template; {site.log()[-2000:]}", 120)
+    first, phases = _ran(site)
+    assert "clone" in phases and "boot" not in phases, (phases, first, site.log()[-2000:])
+    second, phases = _ran(site, "--mem-per-cpu=1500")
+    assert "clone" in phases and "boot" not in phases, phases
+    assert len({run[0] for run in (cold, first, second)}) == 3, "boot ids"
+    assert len({run[1] for run in (cold, first, second)}) == 3, "host names"
+    assert int(second[2]) > int(first[2]) + 600, (first, second)
+    site.assert_nothing_left()
+
+
+def test_a_template_that_was_altered_is_never_cloned(site: Site) -> None:
+    wait_for(lambda: _templates(site), "template", 120)
+    for each in _templates(site):
+        with open(each.with_name("memory"), "r+b") as memory:
+            memory.seek(4096)
+            memory.write(b"altered")
+    _, phases = _ran(site)
+    assert "boot" in phases and "clone" not in phases, phases
