@@ -140,6 +140,25 @@ def test_a_clone_that_is_not_who_it_should_be_is_refused(plan: Plan, nothing_lef
         journal.close()
 
 
+def test_a_wrong_clock_is_set_and_host_keys_are_made_anew(guest: Any) -> None:
+    # The image has ssh-keygen, from sshfs's ssh, and no sshd. To make keys takes an emulated guest seconds.
+    guest.run("mkdir -p /etc/ssh; echo old | tee /etc/ssh/ssh_host_ed25519_key /etc/ssh/ssh_host_ed25519_key.pub")
+    assert guest.run("date -s @1000000000").code == 0
+    template = identity.of(guest.wait(guest.channel.rest(), 120))
+    asked = identity.ask("wn-7")
+    asked["clock"] = time.time()
+    told = guest.wait(guest.channel.request("wake", **asked), 20)
+    identity.check(template, asked, told)
+    assert abs(int(guest.run("date +%s").stdout) - time.time()) < 3
+    assert len(template["ssh_host_keys"]) == 64
+    deadline, keys = time.monotonic() + 100, b""
+    while b"ed25519_key.pub" not in keys and time.monotonic() < deadline:
+        keys = guest.run("grep -lr . /etc/ssh; grep -r old /etc/ssh").stdout
+        time.sleep(0.2)
+    assert b"ed25519_key.pub" in keys and b":old" not in keys
+    assert guest.run("cat /etc/ssh/ssh_host_ed25519_key.pub").stdout.startswith(b"ssh-ed25519 ")
+
+
 def test_a_template_says_who_it_is(plan: Plan) -> None:
     assert plan.template is not None
     assert identity.of({"identity": plan.template.identity}) == plan.template.identity

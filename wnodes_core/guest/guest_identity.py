@@ -85,15 +85,16 @@ class Identity:
             "instance_id": guest_users.read(self.root + _CLOUD_FILES[0]).strip() if self._cloud else "",
         }
 
-    def part(self) -> bool:
-        """Remove what no clone may find; whether host keys were among it.
+    def part(self) -> list[str]:
+        """Remove what no clone may find; the types of the host keys among it, the quickest to make anew first.
 
         Raises OSError.
         """
         keys = self._host_keys() if self._ssh else []
         for path in keys + self._leases:
             os.unlink(path)
-        return bool(keys)
+        kinds = [os.path.basename(path)[len("ssh_host_") : -len("_key")] for path in keys if path.endswith("_key")]
+        return sorted(kind for kind in kinds if kind.isalnum())
 
     def cover_boot_id(self, mount: Any) -> None:
         """Put a file in the place of the kernel's boot id, which nothing can write.

@@ -30,8 +30,12 @@ _WARM = (
 )
 _READ_WHOLE = ("sshfs", "fusermount3")
 _SSH_UNITS = ("ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
-# Key types by the image's own defaults; niced, for it takes an emulated guest many seconds of the job's.
-_NEW_KEYS = 'nice -n 19 ssh-keygen -A && { [ $# -eq 0 ] && exec /usr/sbin/sshd || exec systemctl start "$@"; }'
+# Arguments: key types, "--", what starts sshd. Niced, for it takes an emulated guest seconds of the job's.
+_NEW_KEYS = """
+while [ "$1" != -- ]; do nice -n 19 ssh-keygen -q -N "" -t "$1" -f "/etc/ssh/ssh_host_$1_key"; shift; done
+shift
+exec "$@"
+"""
 _JOURNALD = "systemd-journald.service"
 _BOOT_S, _QUIET_S, _RUN_S = 180.0, 10.0, 60.0
 
@@ -42,7 +46,7 @@ class Rest:
     def __init__(self, root: str) -> None:
         self.root = root
         self.identity = guest_identity.Identity(root)
-        self._new_keys: list[str] | None = None  # sshd's units, None: there were no host keys
+        self._new_keys: list[str] = []  # arguments of the script that makes them
         self._systemd = not root and os.path.isdir("/run/systemd/system")
         self._facts: dict[str, Any] = {}
 
@@ -52,9 +56,10 @@ class Rest:
         if self._systemd:
             _finish_boot()
         told = self.identity.look()
-        units = self._stop_sshd()
-        if self.identity.part():
-            self._new_keys = units
+        sshd = self._stop_sshd()
+        kinds = self.identity.part()
+        if kinds:
+            self._new_keys = kinds + ["--"] + sshd
         self.identity.cover_boot_id(must)
         grows = False
         if not self.root:
@@ -89,16 +94,17 @@ class Rest:
         )
 
     def _stop_sshd(self) -> list[str]:
-        """No clone answers with the template's keys: sshd waits for new ones. Returns its units."""
+        """No clone answers with the template's keys: sshd waits for new ones. What starts it, [] if none ran."""
         if self._systemd:
             units = [unit for unit in _SSH_UNITS if run(["systemctl", "is-active", unit], _RUN_S) == "active\n"]
             if units:
                 must(["systemctl", "stop"] + units)
-            return units
-        pid = _number(guest_users.read(self.root + "/run/sshd.pid"))
-        if pid > 1 and not self.root:
-            _end(pid)
-        return []
+            return ["systemctl", "start"] + units if units else []
+        pid = guest_users.read(self.root + "/run/sshd.pid").strip()
+        if self.root or not pid.isdigit() or not os.path.isdir("/proc/" + pid):
+            return []
+        _end(int(pid))
+        return ["/usr/sbin/sshd"]
 
     def _tell_services(self) -> None:
         if self.root:
@@ -106,7 +112,7 @@ class Rest:
         if self._systemd:
             for pid in guest_users.read("/sys/fs/cgroup/system.slice/%s/cgroup.procs" % _JOURNALD).split():
                 _end(int(pid))  # somebody logged while the guest rested
-        if self._new_keys is not None:
+        if self._new_keys:
             _start(["sh", "-c", _NEW_KEYS, "sh"] + self._new_keys, os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
 
@@ -169,11 +175,6 @@ def _busy() -> int:
     """Hundredths of seconds that the CPUs have worked."""
     fields = [int(word) for word in guest_users.read("/proc/stat").split("\n", 1)[0].split()[1:9]]
     return sum(fields) - fields[3] - fields[4]  # all but idle and iowait
-
-
-def _number(text: str) -> int:
-    text = text.strip().rpartition("=")[2]
-    return int(text) if text.isdigit() else 0
 
 
 def _which(name: str) -> str:
