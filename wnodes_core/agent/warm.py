@@ -56,10 +56,8 @@ class Warm:
             return None
         size = self._size(lease, accel)
         wanted = await self._daemon.quick(chooser.wanted, image, accel, size)
-        if wanted is None:
-            return None
-        if request.start == "warm":
-            await self._built(wanted, chooser, accel, lease)
+        if request.start == "warm" and wanted:
+            await self._built(wanted[0], chooser, accel, lease)
         template: Template | None = await self._daemon.quick(chooser.find, wanted, size)
         if template is None:
             return None
@@ -128,8 +126,8 @@ class Warm:
         assert self._daemon.accel is not None
         accel = await asyncio.shield(self._daemon.accel)
         wanted = await self._daemon.quick(chooser.wanted, image, accel, self._size(lease, accel))
-        if wanted and not await self._daemon.quick(chooser.shelf.find, wanted.id):
-            await self._built(wanted, chooser, accel, None)
+        if wanted and not await self._daemon.quick(chooser.find, wanted[:1], self._size(lease, accel)):
+            await self._built(wanted[0], chooser, accel, None)
 
     async def _built(self, wanted: Wanted, chooser: Chooser, accel: str, waiting: Lease | None) -> None:
         """Have it built, once for all who wait; a failure is noted and leaves them to boot."""

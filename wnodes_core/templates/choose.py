@@ -42,17 +42,21 @@ class Chooser:
         self._hook = hook
         self.shelf = Shelf(self._warm.folder, max_templates=self._warm.max_templates, max_mib=self._warm.max_mib)
 
-    def wanted(self, image: Image, accel: str, size: Size) -> Wanted | None:
-        """The template that a VM of this size would be cloned from, there or not; None where none could be."""
-        base_mib = base_for(size.memory_mib, self._warm.base_memory_mib)
-        if not base_mib or size.mounts > MOUNT_PORTS:
-            return None
-        return Wanted.of(image, accel, size.cpus, base_mib, self._hook)
+    def wanted(self, image: Image, accel: str, size: Size) -> list[Wanted]:
+        """The templates that a VM of this size could be cloned from, there or not, the best first."""
+        if size.mounts > MOUNT_PORTS:
+            return []
+        bases = bases_for(size.memory_mib, self._warm.base_memory_mib)
+        found = (Wanted.of(image, accel, size.cpus, base_mib, self._hook) for base_mib in bases)
+        return [wanted for wanted in found if wanted]
 
-    def find(self, wanted: Wanted | None, size: Size) -> Template | None:
-        """The template from the shelf, if a clone of it can have this size."""
-        template = self.shelf.find(wanted.id) if wanted else None
-        return template if template and wanted and wanted.suits(template, size.memory_mib, size.mounts) else None
+    def find(self, wanted: list[Wanted], size: Size) -> Template | None:
+        """The first template on the shelf of which a clone can have this size."""
+        for each in wanted:
+            template = self.shelf.find(each.id)
+            if template and each.suits(template, size.memory_mib, size.mounts):
+                return template
+        return None
 
     def builder(self, accel: str) -> Builder:
         """Who makes templates here. Raises SettingsError."""
@@ -71,27 +75,26 @@ class Chooser:
         found = self.find(wanted, size)
         if found or request.start != "warm":
             return found
-        if wanted is None:
+        if not wanted:
             raise LimitExceeded(
                 f"start=warm: no template could serve {size.memory_mib} MiB and {size.mounts} mounts here",
                 hint=f"from {_SMALLEST_MIB} MiB and up to {MOUNT_PORTS} mounts, or start=auto",
             )
         try:
-            self.builder(accel).build(wanted, tell)
+            self.builder(accel).build(wanted[0], tell)
         except WnodesError as error:
             log.warning("%s", error)
             tell(f"no warm start: {error.message}")
         return self.find(wanted, size)
 
 
-def base_for(memory_mib: int, wish_mib: int) -> int:
-    """The memory of a template for guests of ``memory_mib``: the site's wish or a power of two below; 0 = none.
+def bases_for(memory_mib: int, wish_mib: int) -> list[int]:
+    """The memory of templates for guests of ``memory_mib``: the site's wish or its halves, as far as they fit.
 
     Clones grow from it; they cannot shrink below it.
 
-    >>> base_for(2000, 512), base_for(480, 512), base_for(100, 512)
-    (512, 256, 0)
+    >>> bases_for(2000, 512), bases_for(480, 512), bases_for(100, 512)
+    ([512, 256, 128], [256, 128], [])
     """
-    while wish_mib > memory_mib:
-        wish_mib //= 2
-    return wish_mib if wish_mib >= _SMALLEST_MIB else 0
+    halves = (wish_mib >> n for n in range(wish_mib.bit_length()))
+    return [base for base in halves if _SMALLEST_MIB <= base <= memory_mib]
