@@ -4,7 +4,7 @@
 code knows nothing of any of this. Orders (JSON): ``root`` (folder of leases), ``ledger`` (a file that
 gets each journal line and each process), ``fake`` (the fake backend), ``victim`` (``keeper``,
 ``launcher``, ``both``, ``vm``, ``disk`` for the space in root, or ''), ``line`` (from 1), ``when``
-(``before``, ``after``) and ``delay_s`` (so long after the line).
+(``before``, ``after``) and ``delay_s`` (so long after the line, but before the next one).
 """
 
 import json
@@ -84,7 +84,7 @@ def deadly_journal(scene):
             scene.lines += 1
             self.learn(resource)
             due = scene.lines == scene.line
-            if due and scene.when == "before":
+            if (due and scene.when == "before") or (scene.delay_s and scene.lines == scene.line + 1):
                 scene.strike()
             super()._append(op, resource)
             scene.note(line=f"{op} {resource.kind}")

@@ -117,7 +117,7 @@ t unset; unset ${{!SLURM_SPANK*}} ${{!SPANK*}} ${{!WNODES*}}; srun cat {ID}
 t squeue; squeue -h -o '%i %T'
 t scontrol; scontrol -o show job $SLURM_JOB_ID
 t sbatch; sbatch --parsable --output=second-%j --wrap 'cat {ID}; echo "$PATH"'
-t refused; ln -s /usr/lib/wnodes/bin/srun /tmp/bash; /tmp/bash -c id; echo $?
+t refused; ln -s /usr/lib/wnodes/bin/srun /tmp/bash; /tmp/bash -c id 2> /tmp/err; echo $?; cat /tmp/err
 t path; mkdir /tmp/bin; printf '#!/bin/sh\\necho mine $LD_LIBRARY_PATH $PYTHONPATH\\n' > /tmp/bin/wn-tool
 chmod 755 /tmp/bin/wn-tool
 PATH=/tmp/bin:$PATH LD_LIBRARY_PATH=/tmp/lib PYTHONPATH=/tmp/py srun wn-tool
@@ -136,8 +136,7 @@ def test_all_steps_of_a_job_share_one_vm_and_nothing_typed_inside_leaves_it(site
         assert out[escape] == [boot], (escape, text)
     assert out["squeue"] == [f"{end['job']} RUNNING"], text
     assert out["scontrol"][0].startswith(f"JobId={end['job']} "), text
-    assert any("the host runs no 'bash' for this job" in line for line in out["refused"]), text
-    assert out["refused"][-1] == "126", text
+    assert out["refused"] == ["126", "bash: the host runs no 'bash' for this job"], text
     assert out["path"] == ["mine /tmp/lib /tmp/py"], text
     assert "still" not in text and end["JobState"] == "CANCELLED", text
     second = out["sbatch"][0]

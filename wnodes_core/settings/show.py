@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from wnodes_core.settings.schema import Derived, Rule, Settings
+from wnodes_core.settings.schema import Derived, Settings
 
 _EXAMPLE_HEAD = """\
 # /etc/wnodes/wnodes.yaml - settings of wnodes on this worker node.
@@ -64,7 +64,7 @@ def _rows(part: Any, prefix: str, origins: Any) -> Iterator[Row]:
         key, value = prefix + field.name, getattr(part, field.name)
         if is_dataclass(value):
             yield from _rows(value, key + ".", origins)
-        elif field.name == "policy" and value:
+        elif _are_rules(value):
             for number, rule in enumerate(value):
                 yield from (row for row in _rows(rule, f"{key}[{number}].", origins) if row.origin != "default")
         else:
@@ -88,15 +88,21 @@ def to_dict(part: Any) -> dict[str, Any]:
             continue
         if is_dataclass(value):
             found[field.name] = to_dict(value)
-        elif field.name == "policy":
+        elif _are_rules(value):
             found[field.name] = [_said(rule) for rule in value]
         else:
             found[field.name] = _plain(value)
     return found
 
 
-def _said(rule: Rule) -> dict[str, Any]:
-    return {key: value for key, value in to_dict(rule).items() if value != _plain(getattr(Rule(), key))}
+def _are_rules(value: Any) -> bool:
+    """Whether this is a list of mappings, as ``policy`` is."""
+    return isinstance(value, tuple) and any(map(is_dataclass, value))
+
+
+def _said(rule: Any) -> dict[str, Any]:
+    default = type(rule)()
+    return {key: value for key, value in to_dict(rule).items() if value != _plain(getattr(default, key))}
 
 
 def dump(settings: Settings) -> str:
