@@ -149,14 +149,14 @@ class TemplateContract(TemplateStage):
         self, hooks: Any, vm: Vm, template: Template, tmp_path: Path, how: str
     ) -> None:
         for path in files(template):
-            broken = copied(template, tmp_path / f"{how}-{path.name}")
+            broken = copied(template, tmp_path / f"{how}-{path.name}", altered=path.name)
             damage(Path(broken.folder, path.name), how)
             assert self.refused(vm, broken).message, path
             assert not [each for each in hooks.wnodes_vm_list() if each["name"] == vm.name], path
 
     def test_no_clone_of_garbage(self, hooks: Any, vm: Vm, template: Template, tmp_path: Path) -> None:
         for name in template.files.values():  # of memory nobody can tell
-            broken = copied(template, tmp_path / f"garbage-{name}")
+            broken = copied(template, tmp_path / f"garbage-{name}", altered=name)
             path = Path(broken.folder, name)
             path.write_bytes(os.urandom(path.stat().st_size))
             assert self.refused(vm, broken).message, name
