@@ -78,6 +78,16 @@ class RealGuest(TemplateContract):
 
         asyncio.run(end())
 
+    def test_a_guest_that_cannot_grow_is_cloned_on_the_same_machine(self, vm: Vm, template: Template) -> None:
+        """Its template's shape says so, though the machine has the device."""
+        fixed = replace(template, shape=replace(template.shape, most_mib=0))
+
+        async def wake() -> None:
+            async with self.woken(replace(vm, most_mib=0), fixed) as (_, _, channel):
+                await channel.request("ping", timeout_s=self.answer_s)
+
+        asyncio.run(wake())
+
     def test_more_memory_is_plugged(self, vm: Vm, template: Template) -> None:
         assert template.shape.most_mib == MOST_MIB, "the image's guest cannot grow: build it anew"
         wanted = 768

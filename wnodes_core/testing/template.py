@@ -52,7 +52,7 @@ class TemplateContract(TemplateStage):
         for path in files(template):
             assert path.stat().st_size, path
             assert path.is_relative_to(template.folder)
-        assert not [each for each in hooks.wnodes_vm_list() if each["name"] == Path(template.folder).name]
+        assert not [each for each in hooks.wnodes_vm_list() if each["name"] == f"wnodes-{Path(template.folder).name}"]
 
     # what is cloned
 

@@ -43,7 +43,7 @@ class TemplateStage:
     @classmethod
     def template(cls, tmp_path_factory: pytest.TempPathFactory) -> Template:
         """A template, built once for the whole class by a process that has ended since."""
-        folder = private_folder(tmp_path_factory.mktemp("t") / "template")
+        folder = private_folder(tmp_path_factory.mktemp("t") / f"t-{os.urandom(4).hex()}")
         builder = cls._helper("build", cls.way, asdict(cls.make_vm(folder)))
         told = _said(builder)
         builder.stdin.close()
@@ -63,7 +63,7 @@ class TemplateStage:
     def make_vm(cls, folder: Path) -> Vm:
         """The smallest VM that the backend boots, with an agent's port and two for mounts."""
         return Vm(
-            name=f"contract-{os.getpid()}-{os.urandom(4).hex()}",
+            name=f"wnodes-{folder.name}",
             folder=str(folder),
             cpus=1,
             memory_mib=64,
