@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from wnodes_core.api import Boot, Process, Vm
+from wnodes_core.api import Boot, Process, Template, Vm
 from wnodes_core.backends import fake
 from wnodes_core.errors import BootTimeout, ChannelLost, NoKvm, TransientError
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.testing.backend import BackendContract
+from wnodes_core.testing.template import TemplateContract
 from wnodes_core.tools import table
 
 
@@ -84,3 +85,29 @@ def family_of(name: str) -> list[Process]:
 @pytest.mark.guest
 class TestLibvirt(BackendContract):
     backend = "wnodes_core.backends.libvirt.plugin"
+
+
+class TestFakeTemplates(TemplateContract):
+    backend = "wnodes_core.backends.fake"
+    way = "mapped"
+
+    def test_a_clone_that_dies_leaves_nothing(self, vm: Vm, template: Template) -> None:
+        error = self.refused(faulty(vm, "clone-dies"), template)
+        assert isinstance(error, TransientError)
+
+    @pytest.mark.parametrize(("fault", "error"), [("clone-silent", BootTimeout), ("clone-garbage", ChannelLost)])
+    def test_a_clone_that_does_not_wake(
+        self, vm: Vm, template: Template, monkeypatch: pytest.MonkeyPatch, fault: str, error: type[Exception]
+    ) -> None:
+        async def wake() -> None:
+            async with self.woken(faulty(vm, fault), template):
+                pass
+
+        monkeypatch.setattr(TestFakeTemplates, "answer_s", 3.0)
+        with pytest.raises(error):
+            asyncio.run(wake())
+
+    def test_faults_of_clones_do_not_trouble_a_boot(self, tmp_path: Path) -> None:
+        vm = self.make_vm(tmp_path)
+        assert answer(faulty(vm, "clone-dies")) == os.uname().release
+        assert fake.wnodes_vm_stop(vm=vm)

@@ -72,8 +72,8 @@ class Rest:
             # It took machine and boot id at its start and wrote them into each line. Its sockets stay, and
             # start it anew where a clone has something to log: to restart it costs an emulated one 3 s.
             run(["systemctl", "stop", _JOURNALD], _RUN_S)
-        os.sync()
         if not self.root:
+            os.sync()
             _wait_for_quiet()
         gc.collect()
         if hasattr(gc, "freeze"):  # Python 3.7

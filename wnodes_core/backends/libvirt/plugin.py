@@ -49,6 +49,8 @@ def _want_kvm(vm: Vm) -> None:
 
 
 def _xml(vm: Vm, **how: Any) -> str:
+    if how.get("template") == "saved" and vm.name != (wanted := _name_by_folder(vm.disks[0].path)):
+        raise errors.TransientError(f"VM {vm.name}: its disk's folder would have it called {wanted}")
     disks = [path for disk in vm.disks for path in (disk.path, disk.base) if path]
     return domain.build(vm, direct_io=all(map(knows_direct_io, disks)), affinity=_affinity(), **how).xml()
 
@@ -109,12 +111,13 @@ def wnodes_vm_clone(vm: Vm, template: Template) -> Process | None:
 
         return clone.start(vm, template, direct_io=all(knows_direct_io(disk.path) for disk in vm.disks[:1]))
     from wnodes_core.backends.libvirt import embed
+    from wnodes_core.backends.libvirt.template import machine_of
 
     # What libvirt restores must have the saved machine's memory; it grows afterwards.
-    machine = replace(vm, memory_mib=template.shape.memory_mib)
-    xml = _xml(machine, template="saved", called=False)
+    memory_mib, most_mib = machine_of(template)
+    xml = _xml(replace(vm, memory_mib=memory_mib, most_mib=most_mib), template="saved", called=False)
     process = _started(embed, vm, xml, f"{template.folder}/{template.files['image']}")
-    embed.grow(vm.name, vm.memory_mib - template.shape.memory_mib)
+    embed.grow(vm.name, vm.memory_mib - memory_mib)
     return process
 
 
@@ -207,4 +210,8 @@ def name_in(command: tuple[str, ...]) -> str:
         return name
     overlays = [match[1] for word in command if (match := _OVERLAY.search(word))]
     # libvirt states the lowest layer first.
-    return f"wnodes-{Path(overlays[-1]).parent.name}" if overlays else ""
+    return _name_by_folder(overlays[-1]) if overlays else ""
+
+
+def _name_by_folder(overlay: str) -> str:
+    return f"wnodes-{Path(overlay).parent.name}"

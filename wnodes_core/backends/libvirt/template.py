@@ -17,11 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from wnodes_core.api import Process, Vm, errors
+from wnodes_core.api import Process, Template, Vm, errors
 from wnodes_core.backends.libvirt import embed
 
 SAVE_TIMEOUT_S = 120.0
 ARGV, STATE, IMAGE, MEMORY, KERNEL = "argv.json", "state", "image", "memory", "kernel"
+MACHINE = "machine.json"
 _CHUNK = 1 << 20
 _MAX_HEAD = 257 * 512
 
@@ -34,7 +35,9 @@ def save(vm: Vm, way: str, process: Process, end: Callable[[str], bool]) -> dict
     folder = Path(vm.folder)
     if way == "saved":
         embed.save(vm.name, str(folder / IMAGE))
-        memory, files = "", {"image": IMAGE}
+        # A clone's domain has to be this machine, whatever part of its memory the guest turned out to use.
+        (folder / MACHINE).write_text(json.dumps({"memory_mib": vm.memory_mib, "most_mib": vm.most_mib}))
+        memory, files = "", {"image": IMAGE, "machine": MACHINE}
     else:
         files = _save_mapped(vm, process, folder)
         memory = str(folder / MEMORY)
@@ -129,3 +132,13 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def machine_of(template: Template) -> tuple[int, int]:
+    """``memory_mib`` and ``most_mib`` of the machine that a ``saved`` template was. Raises ImageError."""
+    path = Path(template.folder, template.files["machine"])
+    try:
+        told = json.loads(path.read_bytes())
+        return int(told["memory_mib"]), int(told["most_mib"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise errors.ImageError(f"template {template.id}: {path}: {error}") from error
