@@ -42,14 +42,18 @@ def _copy(path: str, fd: int) -> None:
         size = os.fstat(source).st_size
         os.ftruncate(fd, size)
         for start, end in extents(source, size):
-            os.lseek(fd, start, os.SEEK_SET)
-            while start < end:
-                count = os.sendfile(fd, source, start, min(_CHUNK, end - start))
-                if count == 0:
-                    raise ImageError(f"{path}: it shrank while it was read")
-                start += count
+            _copy_piece(source, fd, start, end)
     except MemoryError as error:
         raise HostBusy(f"{path}: no memory for a template of {size >> 20} MiB") from error
     finally:
         with suppress(OSError):
             os.close(source)
+
+
+def _copy_piece(source: int, fd: int, start: int, end: int) -> None:
+    os.lseek(fd, start, os.SEEK_SET)
+    while start < end:
+        count = os.sendfile(fd, source, start, min(_CHUNK, end - start))
+        if count == 0:
+            raise ImageError("the memory of a template shrank while it was read")
+        start += count

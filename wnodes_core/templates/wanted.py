@@ -40,7 +40,8 @@ class Wanted:
     def id(self) -> str:
         """A file name: the image's beginning for people, the digest of everything for us.
 
-        Short, because sockets lie in folders of this name. An image that is tagged anew, an upgraded QEMU or agent: another name, so never a wrong guest.
+        Short, because sockets lie in folders of this name. An image that is tagged anew, an upgraded QEMU or
+        agent: another name, so never a wrong guest.
         """
         facts = [FORMAT, self.accel, self.cpus, self.base_mib, self.most_mib, self.host, bundle.agent_digest()]
         image = [self.image.digest, self.image.path, self.image.format, self.image.arch, dict(self.image.facts)]
