@@ -18,6 +18,7 @@ from typing import Any
 
 from wnodes_core.errors import NoProvider, RequestError, TransientError, WnodesError
 from wnodes_core.guest import bundle, identity, strangers
+from wnodes_core.growth import grown
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
 from wnodes_core.model import Disk, Mount, Process, Start, Template, Trace, Vm
@@ -139,6 +140,9 @@ class Lifecycle:
                 await self._while_alive(self._set_up(running.channel))
             with self._timed("mount"):
                 await self._while_alive(self._mount_all(running.channel))
+            if self.plan.template:
+                with self._timed("memory"):
+                    await self._while_alive(grown(running.channel, self.plan))
         except BaseException:
             running.channel.close()
             raise

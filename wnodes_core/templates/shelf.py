@@ -64,11 +64,11 @@ class Shelf:
     def find(self, template_id: str) -> Template | None:
         """The template of that id, checked; None if there is none. One that is wrong is thrown away."""
         folder = self.root / template_id
+        if not folder.exists():
+            return None
         try:
             template = _read(folder)
             check(template, folder)
-        except FileNotFoundError:
-            return None
         except (ImageError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning("template %s: thrown away: %s", template_id, error)
             self.remove(template_id)
