@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wnodes_core.errors import NoProvider, RequestError, TransientError, WnodesError
-from wnodes_core.guest import bundle, identity, strangers
 from wnodes_core.growth import grown
+from wnodes_core.guest import bundle, identity, strangers
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
 from wnodes_core.model import Disk, Mount, Process, Start, Template, Trace, Vm
