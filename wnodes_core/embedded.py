@@ -25,6 +25,7 @@ from wnodes_core.plugins import Plugins
 
 STARTER = "starter.json"  # who made the folder; it counts until there is a lease.json
 STARTING_S = 60
+PREFIX = "local-"  # of leases; the user's templates lie beside them
 
 
 def leases_root() -> Path:
@@ -34,7 +35,7 @@ def leases_root() -> Path:
 
 def new_lease() -> tuple[str, str]:
     """A fresh lease of this process's: its id and its private folder."""
-    lease = f"local-{os.urandom(4).hex()}"
+    lease = f"{PREFIX}{os.urandom(4).hex()}"
     folder = private_folder(leases_root() / lease)
     me = processes.read(os.getpid())
     starter = {"keeper": {"pid": os.getpid(), "started": me.started if me else 0}}
@@ -69,7 +70,7 @@ def sweep() -> list[Exception]:
     """
     errors: list[Exception] = []
     for folder in leases_root().iterdir():
-        if not folder.name.startswith(".") and not _alive(folder):
+        if folder.name.startswith(PREFIX) and not _alive(folder):
             errors += undo(folder)
     return errors
 

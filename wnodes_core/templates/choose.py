@@ -71,6 +71,8 @@ class Chooser:
         """
         if request.start == "cold":
             return None
+        if self.shelf.leftovers():
+            self.builder(accel).sweep()
         wanted = self.wanted(image, accel, size)
         found = self.find(wanted, size)
         if found or request.start != "warm":

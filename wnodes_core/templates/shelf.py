@@ -238,7 +238,8 @@ def _copy(name: str, folder: int, target: Path) -> None:
             source.seek(start)
             copy.seek(start)
             _copy_range(source, copy, end - start)
-        os.fchmod(copy.fileno(), 0o444)
+        # A user's own shelf is nobody else's, and QEMU 7.2 wants to be able to write to the memory it maps privately.
+        os.fchmod(copy.fileno(), 0o444 if os.geteuid() == 0 else 0o600)
         os.fsync(copy.fileno())
 
 
