@@ -111,7 +111,8 @@ class Disk:
     """A block device of the VM; ``path`` is the overlay or a file made for this lease.
 
     ``base`` is what an overlay lies on. The overlay of a clone lies on its template's disk, which
-    is an overlay itself: ``under`` is the image below that.
+    is an overlay itself: ``under`` is the image below that. ``blank`` is an empty overlay for that
+    template's disk, to be copied: the same for all its clones.
     """
 
     path: str
@@ -122,6 +123,7 @@ class Disk:
     serial: str = ""
     under: str = ""
     under_format: str = ""
+    blank: str = ""
 
 
 @dataclass(frozen=True)

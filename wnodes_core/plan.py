@@ -116,8 +116,9 @@ class Plan:
         """The lease's copy-on-write layer on the image, or on its template's disk."""
         path = f"{self.folder}/overlay.qcow2"
         if self.template:
-            base = self.template.disks[0]
-            return Disk(path, "qcow2", base.path, base.format, False, "root", base.base, base.base_format)
+            base, blank = self.template.disks[0], self.template.files.get("blank", "")
+            blank = blank and f"{self.template.folder}/{blank}"
+            return Disk(path, "qcow2", base.path, base.format, False, "root", base.base, base.base_format, blank)
         return Disk(path, "qcow2", self.image.path, self.image.format, serial="root")
 
     def with_memory(self, fds: Sequence[int]) -> Plan:

@@ -23,7 +23,7 @@ from wnodes_core.api import Boot, Disk, Process, Template, Vm
 from wnodes_core.backends.libvirt import clone, plugin
 from wnodes_core.guest import identity
 from wnodes_core.guest.channel import GuestChannel
-from wnodes_core.images.disks import wnodes_disk_create
+from wnodes_core.images import disks
 from wnodes_core.testing.template import TemplateContract
 from wnodes_core.testing.template_stage import digests
 from wnodes_core.tools import open_pidfd
@@ -42,7 +42,7 @@ class RealGuest(TemplateContract):
         """The small Debian guest that scripts/build-image makes."""
         assert (IMAGE / "disk.qcow2").exists(), f"{IMAGE}: no image, run scripts/build-image {IMAGE} --kind minimal"
         disk = Disk(f"{folder}/overlay.qcow2", "qcow2", str(IMAGE / "disk.qcow2"), "qcow2", serial="root")
-        wnodes_disk_create(disk=disk)
+        disks.wnodes_disk_create(disk=disk)
         boot = Boot(str(IMAGE / "vmlinuz"), str(IMAGE / "initrd"), "root=/dev/vda rw quiet")
         return replace(super().make_vm(folder), memory_mib=384, most_mib=MOST_MIB, disks=(disk,), boot=boot)
 
@@ -51,8 +51,10 @@ class RealGuest(TemplateContract):
         vm = super().make_clone(template, folder)
         base = template.disks[0]
         path = f"{vm.folder}/overlay.qcow2"
-        disk = Disk(path, "qcow2", base.path, base.format, False, "root", base.base, base.base_format)
-        wnodes_disk_create(disk=disk)
+        blank = f"{vm.folder}/blank"
+        disks.blank_for(base.path, blank)
+        disk = Disk(path, "qcow2", base.path, base.format, False, "root", base.base, base.base_format, blank)
+        disks.wnodes_disk_create(disk=disk)
         return replace(vm, disks=(disk,))
 
     async def apart(self, one: GuestChannel, two: GuestChannel) -> None:

@@ -104,3 +104,31 @@ def test_a_missing_qemu_img(base: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(LibvirtDown):
         disks.create_blank(str(base) + "-blank", 1)
+
+
+def test_a_clones_overlay_is_a_copy_of_the_blank_one(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = Disk(str(base.with_name("template")), "qcow2", str(base), "raw")
+    assert disks.wnodes_disk_create(disk=below)
+    blank = base.with_name("blank")
+    disks.blank_for(below.path, str(blank))
+    monkeypatch.setattr(disks, "run", lambda *_, **__: pytest.fail("a program was run"))
+    clone = Disk(str(base.with_name("clone")), "qcow2", below.path, "qcow2", under=str(base), under_format="raw", blank=str(blank))
+    assert disks.wnodes_disk_create(disk=clone) is True
+    assert Path(clone.path).read_bytes() == blank.read_bytes()
+    assert Path(clone.path).stat().st_mode & 0o777 == 0o600
+    found = info(Path(clone.path))
+    assert found["virtual-size"] == 5 << 30
+    assert "backing-filename" not in found, "a template moves after its blank overlay was made"
+
+
+def test_a_clones_overlay_is_made_where_there_is_no_blank_one(base: Path) -> None:
+    below = Disk(str(base.with_name("template")), "qcow2", str(base), "raw")
+    assert disks.wnodes_disk_create(disk=below)
+    clone = Disk(str(base.with_name("clone")), "qcow2", below.path, "qcow2", blank=str(base.with_name("absent")))
+    assert disks.wnodes_disk_create(disk=clone) is True
+    assert info(Path(clone.path))["backing-filename"] == below.path
+
+
+def test_a_blank_overlay_wants_qcow2_below(base: Path) -> None:
+    with pytest.raises(BadFormat, match="want qcow2"):
+        disks.blank_for(str(base), str(base.with_name("blank")))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import struct
+from contextlib import suppress
 
 from wnodes_core.api import Disk, errors, hookimpl
 from wnodes_core.tools import run
 
 wnodes_api = 1
+_PIECE = 1 << 20
 
 
 @hookimpl
@@ -20,9 +24,37 @@ def wnodes_disk_create(disk: Disk) -> bool | None:
             raise errors.BadFormat(f"{what} {path!r}: want an absolute path")
     if disk.format != "qcow2" or disk.base_format not in ("qcow2", "raw"):
         raise errors.BadFormat(f"overlay {disk.format!r} on {disk.base_format!r}: want qcow2 on qcow2 or raw")
+    if disk.blank and _copied(disk.blank, disk.path):
+        return True
     # The format of the base is always said: QEMU's guess would let a raw guest pose as qcow2.
     _qemu_img(disk.path, "-b", disk.base, "-F", disk.base_format, disk.path)
     return True
+
+
+def blank_for(disk: str, path: str) -> None:
+    """Make the empty overlay that clones of a template copy: one for the qcow2 file ``disk``.
+
+    It names no file below it, for a template moves: whoever runs on a copy says what lies there, as our
+    backends always do. Raises StateDirFull, LibvirtDown, ImageError; OSError if ``disk`` cannot be read.
+    """
+    with open(disk, "rb") as file:
+        magic, size = struct.unpack(">4s20xQ", file.read(32))
+    if magic != b"QFI\xfb":  # docs/interop/qcow2.txt
+        raise errors.BadFormat(f"disk {disk}: want qcow2")
+    _qemu_img(path, path, str(size))
+
+
+def _copied(blank: str, path: str) -> bool:
+    """Copy an empty overlay, 0.4 MiB, in a thirtieth of the time that qemu-img takes; False if it cannot be."""
+    try:
+        with open(blank, "rb") as source, open(path, "xb") as copy:
+            os.fchmod(copy.fileno(), 0o600)
+            shutil.copyfileobj(source, copy, _PIECE)
+        return True
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        return False
 
 
 def create_blank(path: str, size_mib: int) -> None:

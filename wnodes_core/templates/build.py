@@ -20,6 +20,7 @@ from typing import Any
 from wnodes_core.errors import NoProvider, TransientError, WnodesError
 from wnodes_core.files import write_atomic
 from wnodes_core.guest import identity
+from wnodes_core.images import disks
 from wnodes_core.journal import Journal
 from wnodes_core.lifecycle import Lifecycle
 from wnodes_core.model import Process, Shape, Template, Trace, Vm
@@ -27,6 +28,7 @@ from wnodes_core.plan import Plan
 from wnodes_core.plugins import Plugins
 from wnodes_core.templates.shelf import MADE
 
+BLANK = "blank.qcow2"
 REST_TIMEOUT_S = 300.0  # an ordinary cloud image is booted to its end first: 30 s under TCG after its agent answers
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
@@ -45,6 +47,10 @@ async def build(lifecycle: Lifecycle, template_id: str, way: str) -> Template:
     made = await asyncio.to_thread(hook.wnodes_template_save, vm=running.vm, way=way)
     running.channel.close()
     vm = running.vm
+    files = dict(made["files"])
+    if vm.disks[0].format == "qcow2":
+        await asyncio.to_thread(disks.blank_for, vm.disks[0].path, f"{plan.folder}/{BLANK}")
+        files["blank"] = BLANK
     return Template(
         id=template_id,
         folder=plan.folder,
@@ -55,7 +61,7 @@ async def build(lifecycle: Lifecycle, template_id: str, way: str) -> Template:
         shape=Shape(vm.cpus, vm.memory_mib, vm.most_mib if told.get("grows") else 0),
         memory=made["memory"],
         disks=vm.disks,
-        files=made["files"],
+        files=files,
         mount_ports=plan.mount_ports,
         facts=dict(running.channel.facts),
         identity=identity.of(told),

@@ -157,8 +157,9 @@ def _cpu(vm: Vm, *, migratable: bool) -> objects.Cpu:
             cores=vm.cpus,
             numa=cell,
         )
-    # The VM lives and dies on this host, so it may have every feature of it, but for those (an invariant
-    # clock) with which QEMU refuses to save a guest.
+    # The VM lives and dies on this host, so it may have every feature of it, but for the one with which
+    # QEMU refuses to save a guest, the invariant clock (target/i386/kvm/kvm.c, invtsc_mig_blocker). Nested
+    # VMX or SVM refuses it too on kernels before 4.20, which cannot tell its state.
     off = "on" if migratable else "off"
     return objects.Cpu(mode="host-passthrough", check="none", migratable=off, cores=vm.cpus, numa=cell)
 

@@ -14,8 +14,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:stderr")
 import libvirt  # type: ignore[import-untyped]  # noqa: E402, I001
 import libvirt_qemu  # type: ignore[import-untyped]  # noqa: E402
 
-from wnodes_core.api import errors
+from wnodes_core.api import Process, errors
 from wnodes_core.backends.libvirt import memory
 from wnodes_core.backends.libvirt.domain import SAVED_NAME
+from wnodes_core.backends.libvirt.reaping import reaping
 from wnodes_core.tools import private_folder, write_atomic
 
 # No cgroups: QEMU stays where the batch system put the keeper. No mount namespace, no ownership
@@ -72,7 +72,7 @@ def start(
         connection = _open(root, emulator, state_dir)
         try:
             _on_end[SAVED_NAME if saved else name] = lambda _: on_end(name)
-            with _reaping_probes():
+            with reaping():
                 _domains[name] = _restored(connection, xml, saved) if saved else connection.createXML(xml, 0)
         except libvirt.libvirtError as error:
             raise _translate(error, f"VM {name}") from error
@@ -82,42 +82,6 @@ def start(
 def _restored(connection: Any, xml: str, saved: str) -> Any:
     connection.restoreFlags(saved, xml, libvirt.VIR_DOMAIN_SAVE_RUNNING)
     return connection.lookupByName(SAVED_NAME)
-
-
-@contextmanager
-def _reaping_probes() -> Iterator[None]:
-    """Reap the QEMUs that libvirt starts only to ask them what they can.
-
-    They daemonise, and the keeper is the subreaper they fall to. libvirt ends each by a signal and
-    waits until its pid is free, which a zombie's is not: 20 s a probe, 40 s in all (measured).
-    """
-    done = threading.Event()
-
-    def reap() -> None:
-        while not done.wait(0.02):
-            for pid in _dead_probes():
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-
-    thread = threading.Thread(target=reap, name="probe-reaper", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _dead_probes() -> Iterator[int]:
-    # Not libvirt's own children, which it reaps itself: what has daemonised is in a session of its own.
-    ours = str(os.getsid(0))
-    for task in os.listdir("/proc/self/task"):
-        with suppress(OSError):
-            for pid in Path(f"/proc/self/task/{task}/children").read_text().split():
-                name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition(" (")[2].rpartition(") ")
-                fields = rest.split()
-                if name.startswith("qemu-system") and fields[0] == "Z" and fields[3] != ours:
-                    yield int(pid)
 
 
 def ask_monitor(name: str, command: str, **arguments: Any) -> Any:
@@ -135,14 +99,15 @@ def ask_monitor(name: str, command: str, **arguments: Any) -> Any:
     return said["return"]
 
 
-def save(name: str, path: str) -> None:
-    """Write a domain of this process to libvirt's save image; it has ended on return.
+def save(name: str, path: str, process: Process) -> None:
+    """Write a domain of this process to libvirt's save image; its QEMU ``process`` has ended on return.
 
     Raises TransientError.
     """
     try:
-        # libvirt waits for the saved QEMU's end as it does for a probe's: 40 s if nobody reaps it (measured).
-        with _reaping_probes():
+        # libvirt waits for the saved QEMU's end as it does for a probe's: 40 s if nobody reaps it, 10 s
+        # more because it is deaf to SIGTERM (measured).
+        with reaping(process):
             _domains[name].saveFlags(path, None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
     except libvirt.libvirtError as error:
         raise _translate(error, f"VM {name}: saving") from error
@@ -197,7 +162,7 @@ def learn(root: Path, emulator: str, arch: str, state_dir: str) -> None:
     with _lock:
         connection = _open(root, emulator, state_dir)
         try:
-            with _reaping_probes():
+            with reaping():
                 connection.getDomainCapabilities(emulator, arch, None, "qemu", 0)
         except libvirt.libvirtError as error:
             raise _down(error, emulator) from error

@@ -34,7 +34,7 @@ def save(vm: Vm, way: str, process: Process, end: Callable[[str], bool]) -> dict
     """
     folder = Path(vm.folder)
     if way == "saved":
-        embed.save(vm.name, str(folder / IMAGE))
+        embed.save(vm.name, str(folder / IMAGE), process)
         # A clone's domain has to be this machine, whatever part of its memory the guest turned out to use.
         (folder / MACHINE).write_text(json.dumps({"memory_mib": vm.memory_mib, "most_mib": vm.most_mib}))
         memory, files = "", {"image": IMAGE, "machine": MACHINE}
