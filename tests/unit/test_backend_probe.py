@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wnodes_core.backends.libvirt import memory, probe
+from wnodes_core.backends.libvirt import host, memory, probe
 from wnodes_core.errors import CommandError, LibvirtDown, NoKvm, SettingsError
 from wnodes_core.tools import Result
 
@@ -18,13 +18,16 @@ class Programs:
     """Stands for ``run``: versions are answered, probe guests counted and played by ``guest``."""
 
     def __init__(self) -> None:
+        self.installed = "qemu 1, libvirt 1"
         self.guests: list[list[str]] = []
+        self.asked = 0
         self.guest: Callable[[list[str]], Result] = lambda argv: Result(tuple(argv), 0, b"WNODES-OK\n", b"")
         self.version = Result((), 0, b"QEMU emulator version 7.2.0 (x)\n", b"")
         self.libvirt = Result((), 0, b"9.0.0\n", b"")
 
     def __call__(self, argv: list[str], **_options: object) -> Result:
         if argv[-1] == "--version":
+            self.asked += 1
             return self.version
         if "wnodes_core.backends.libvirt.embed" in argv:
             return self.libvirt
@@ -36,6 +39,7 @@ class Programs:
 def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
     programs = Programs()
     monkeypatch.setattr(probe, "run", programs)
+    monkeypatch.setattr(host, "installed", lambda: programs.installed)
     kept: dict[str, bytes] = {}
     monkeypatch.setattr(memory, "recall", lambda name, _state: kept.get(name))
     monkeypatch.setattr(memory, "remember", lambda name, data, _state: kept.update({name: data}))
@@ -85,8 +89,21 @@ def test_the_answer_is_for_one_qemu_only(programs: Programs, tmp_path: Path, dev
     programs.guest = hang
     probe.probe("auto", str(tmp_path), device=device)
     programs.version = Result((), 0, b"QEMU emulator version 9.1.0\n", b"")
+    programs.installed = "qemu 2, libvirt 1"
     programs.guest = Programs().guest
     assert probe.probe("auto", str(tmp_path), device=device)["accel"] == "kvm"
+
+
+def test_versions_are_asked_once_for_each_installation(programs: Programs, tmp_path: Path) -> None:
+    found = [probe.probe("tcg", str(tmp_path)) for _ in range(2)]
+    assert (found[0], programs.asked) == (found[1], 1)
+    programs.installed = "qemu 1, libvirt 2"
+    programs.libvirt = Result((), 0, b"9.1.0\n", b"")
+    assert (probe.probe("tcg", str(tmp_path))["libvirt"], programs.asked) == ("9.1.0", 2)
+    programs.installed = ""  # it cannot be told whether it is the same
+    for _ in range(2):
+        probe.probe("tcg", str(tmp_path))
+    assert programs.asked == 4
 
 
 def test_no_device_needs_no_guest(programs: Programs, tmp_path: Path) -> None:

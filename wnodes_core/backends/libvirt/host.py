@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
 
+LIBVIRTS = ("/usr/lib/*-linux-gnu/libvirt.so.0", "/usr/lib64/libvirt.so.0")
 QEMUS = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm")  # as in qemu_x86_64.sh
 _CPU = re.compile(r"(?m)^(?:vendor_id|model name|microcode|flags)\s*:.*$")
 
@@ -22,6 +24,16 @@ def description(accel: str) -> str | None:
             found = os.stat(path)
             return " ".join((path, str(found.st_ino), str(found.st_size), str(found.st_mtime_ns), accel, *_kvm(accel)))
     return None
+
+
+def installed() -> str:
+    """A text that changes when QEMU or libvirt is another installation; '' where that cannot be told."""
+    libvirt = next((found for pattern in LIBVIRTS for found in glob.glob(pattern)), "")
+    qemu = description("")
+    if not (libvirt and qemu):
+        return ""
+    found = os.stat(libvirt)
+    return f"{qemu} {os.path.realpath(libvirt)} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
 
 
 def _kvm(accel: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wnodes_core.api import errors
-from wnodes_core.backends.libvirt import domain, memory
+from wnodes_core.backends.libvirt import domain, host, memory
 from wnodes_core.tools import private_folder, remove_tree, run, write_atomic
 
 DEADLINE_S = 5.0  # TCG itself needs 0.5 to 2 s
@@ -26,6 +26,7 @@ _SAYS = b"WNODES-OK\n"
 _DISK_BYTES = 4 << 20  # the BIOS reads no disk smaller than a cylinder
 # A processor counts this far in 30 ms, TCG in 0.15 s; emulated one by one, 64 Mi take a minute.
 _COUNT = 64 << 20
+_VERSIONS_NAME = "versions-1.json"
 _MEMORY_NAME = "kvm-2.json"  # of the probe's second form: what the first one found is not asked
 
 
@@ -37,7 +38,7 @@ def probe(accel: str, folder: str, *, arch: str = "x86_64", device: str = "/dev/
     if accel not in ("kvm", "tcg", "auto"):
         raise errors.SettingsError(f"accel {accel!r}: want kvm, tcg or auto")
     state_dir = state_dir_of(folder)
-    facts = {"qemu": _qemu_version(arch), "libvirt": _libvirt(folder, arch, state_dir)}
+    facts = _versions(folder, arch, state_dir)
     if accel == "tcg":
         return {"accel": "tcg", "notice": "", **facts}
     problem = _kvm_problem(folder, arch, device, facts["qemu"], state_dir)
@@ -103,10 +104,7 @@ def _is_for_users(device: os.stat_result) -> bool:
 
 
 def _recall(key: str, state_dir: str) -> str | None:
-    try:
-        known = json.loads(memory.recall(_MEMORY_NAME, state_dir) or b"{}")
-    except ValueError:
-        return None
+    known = _remembered(_MEMORY_NAME, state_dir)
     return str(known["problem"]) if known.get("key") == key else None
 
 
@@ -136,6 +134,25 @@ def run_guest(accel: str, folder: str, arch: str = "x86_64") -> str:
         return ""
     why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[0]
     return f"a probe guest did not run under {accel} (exit code {done.exit_code}): {why}"
+
+
+def _versions(folder: str, arch: str, state_dir: str) -> dict[str, str]:
+    """What QEMU and libvirt call themselves; asked once for each installation of them, which takes 0.1 s."""
+    key = host.installed()
+    known = _remembered(_VERSIONS_NAME, state_dir)
+    if key and known.get("key") == key:
+        return {name: str(known[name]) for name in ("qemu", "libvirt")}
+    facts = {"qemu": _qemu_version(arch), "libvirt": _libvirt(folder, arch, state_dir)}
+    memory.remember(_VERSIONS_NAME, json.dumps({"key": key, **facts}).encode(), state_dir)
+    return facts
+
+
+def _remembered(name: str, state_dir: str) -> dict[str, Any]:
+    try:
+        known = json.loads(memory.recall(name, state_dir) or b"{}")
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _qemu_version(arch: str) -> str:

@@ -69,7 +69,7 @@ def _save_mapped(vm: Vm, process: Process, folder: Path) -> dict[str, str]:
 def _head_of(kernel: str) -> bytes:
     """The part of a kernel that QEMU wants to see. A clone's guest has booted and never reads the rest.
 
-    With kernel and initrd in full each clone had 20 MiB more of private memory and started 15 ms later.
+    With kernel and initrd in full each clone had 20 MiB more of private memory and started.
     """
     with open(kernel, "rb") as file:
         head = file.read(_MAX_HEAD)
