@@ -8,6 +8,10 @@ local function wnodes_refusal(env)
         if image and not string.match(image, "^%w[%w._:@-]*$") then
             return "wnodes: --vm-image '" .. image .. "': want NAME, NAME:TAG or NAME@sha256:DIGEST"
         end
+        local start = string.match(word, "^VM_START=(.*)$")
+        if start and start ~= "auto" and start ~= "warm" and start ~= "cold" then
+            return "wnodes: --vm-start '" .. start .. "': want auto, warm or cold"
+        end
         local text = string.match(word, "^VM=(.*)$")
         if text and not string.match(text, "^%l+=") then
             return "wnodes: --vm '" .. text .. "': want KEY=VALUE[,KEY=VALUE...]"

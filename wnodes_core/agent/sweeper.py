@@ -131,7 +131,7 @@ class Sweeper:
 
 
 class Advertiser:
-    """Publishes images and accelerator through the batch system, when they changed and at start."""
+    """Publishes images, warm templates and accelerator through the batch system, when they changed and at start."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -157,10 +157,12 @@ class Advertiser:
 
     def _publish(self, lrms: str, node: str, capacity: dict[str, Any]) -> None:
         store = self._daemon.parts.store
-        images = sorted({entry.name for entry in store.entries() if store.image(entry)})
+        cached = [(entry.name, image.digest) for entry in store.entries() if (image := store.image(entry))]
+        warm = set(self._daemon.warm_images())
         hook = self._daemon.parts.hook_for(lrms)
         environ = self._daemon.parts.environ(lrms)
-        told = {**capacity, "images": images}
+        images, templates = {name for name, _ in cached}, {name for name, digest in cached if digest in warm}
+        told = {**capacity, "images": sorted(images), "templates": sorted(templates)}
         query = _advertise_query(hook, node)
         if query:
             told["published"] = command.run(query, timeout_s=QUERY_S, environ=environ).text

@@ -96,11 +96,11 @@ def wnodes_lrms_advertise_query(node: str) -> Sequence[str]:
 
 @hookspec(firstresult=True)
 def wnodes_lrms_advertise(node: str, capacity: dict[str, Any]) -> Sequence[Sequence[str]]:
-    """Called when the node's images or capacity changed: argv lists that publish them.
+    """Called when the node's images, templates or capacity changed: argv lists that publish them.
 
     :param node: the LRMS's name of this worker node.
-    :param capacity: ``images`` (names in the cache), ``accel`` (kvm or tcg), ``leases`` (number),
-        ``published`` (what ``wnodes_lrms_advertise_query`` printed).
+    :param capacity: ``images`` (names in the cache), ``templates`` (names of images that start warm here),
+        ``accel`` (kvm or tcg), ``leases`` (number), ``published`` (what ``wnodes_lrms_advertise_query`` printed).
     """
 
 

@@ -70,6 +70,6 @@ def wnodes_vm_list() -> list[dict[str, Any]]:
 def wnodes_lease_changed(lease: dict[str, Any], event: str) -> None:
     """Called after a lease changed its state; observers only, errors are logged and dropped.
 
-    :param lease: id, job, image, state, trace.
+    :param lease: id, job, image, state; ``trace`` (name, begin, seconds of each phase); ``start`` (kind, way, …).
     :param event: ``prepared``, ``starting``, ``running``, ``ending``, ``gone``, ``failed``.
     """

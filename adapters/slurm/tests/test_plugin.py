@@ -43,6 +43,15 @@ def test_grammar_and_uneven_nodes() -> None:
     assert read[1].cpus == 0, "1,2 cpus: which node has which only scontrol tells"
 
 
+def test_the_start_may_stand_alone_and_goes_before_the_grammars() -> None:
+    read = plugin.wnodes_lrms_read(prolog(SPANK_VM_START="warm"))
+    assert read and read[0] == VmRequest(image="debian12", start="warm")
+    read = plugin.wnodes_lrms_read(prolog(SPANK_VM_IMAGE="", SPANK_VM_START="cold", SPANK_VM="start=warm,trace=yes"))
+    assert read and read[0] == VmRequest(start="cold", trace="yes")
+    read = plugin.wnodes_lrms_read(prolog(SPANK_VM_IMAGE="", SPANK_VM_START="auto"))
+    assert read and read[0] == VmRequest(start="auto"), "the site's policy knows the image"
+
+
 def test_ordinary_job_is_none() -> None:
     assert plugin.wnodes_lrms_read(prolog(SPANK_VM_IMAGE="")) is None
 
@@ -65,6 +74,8 @@ def test_constraint_asks_too(constraint: str, image: str) -> None:
         {"SPANK_VM": "image=other"},
         {"SPANK_VM_IMAGE": "", "SLURM_JOB_CONSTRAINTS": "vm_a|vm_b"},
         {"SPANK_VM": "mount=x:/y"},
+        {"SPANK_VM_START": "hot"},
+        {"SPANK_VM_START": "warm,image=other"},
     ],
 )
 def test_bad_request_is_the_users_error(changes: dict[str, str]) -> None:
@@ -155,3 +166,15 @@ def test_advertise_needs_to_know_the_sites_features() -> None:
         "scontrol", "update", "NodeName=n0", "AvailableFeatures=ib,vm,vm_a,vm_b", "ActiveFeatures=ib,vm,vm_a,vm_b"
     )  # fmt: skip
     assert plugin.wnodes_lrms_advertise("n0", {"images": ["old"], "published": shown}) == ()
+
+
+def test_advertise_tells_which_images_start_warm_and_leaves_a_sites_warm_aisle() -> None:
+    def published(features: str, images: list[str], templates: list[str]) -> str:
+        shown = text_of("scontrol-node.txt").replace("AvailableFeatures=(null)", f"AvailableFeatures={features}")
+        told = plugin.wnodes_lrms_advertise("n0", {"images": images, "templates": templates, "published": shown})
+        return told[0][-1] if told else "as it is"
+
+    assert published("warm_aisle", ["b", "a"], ["b", "gone"]) == "ActiveFeatures=warm_aisle,vm,vm_a,vm_b,warm_b"
+    assert published("warm_aisle,vm,vm_a,vm_b,warm_b", ["a", "b"], ["b"]) == "as it is"
+    assert published("warm_aisle,vm,vm_a,vm_b,warm_b", ["a", "b"], []) == "ActiveFeatures=warm_aisle,vm,vm_a,vm_b"
+    assert published("warm_aisle,vm,vm_b,warm_b", ["a"], []) == "ActiveFeatures=warm_aisle,vm,vm_a"

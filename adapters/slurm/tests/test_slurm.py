@@ -33,6 +33,12 @@ def test_directive_in_the_script_is_enough(cluster: Cluster) -> None:
     assert cluster.launched(job) == ["slurm_script"]
 
 
+def test_the_start_alone_asks_for_a_vm_too(cluster: Cluster) -> None:
+    job = cluster.submit("#SBATCH --vm-start=warm\ntrue")
+    assert cluster.ended(job)["JobState"] == "COMPLETED"
+    assert cluster.launched(job) == ["slurm_script"]
+
+
 def test_ordinary_job_is_left_alone(cluster: Cluster) -> None:
     job = cluster.submit("echo bare; srun echo step")
     assert cluster.ended(job)["JobState"] == "COMPLETED"
@@ -153,6 +159,8 @@ def test_sick_host_is_drained_with_a_reason(cluster: Cluster) -> None:
         ("--vm-image=a b", "want NAME"),
         ("--vm-image=" + "a" * 300, "want NAME"),
         ("--vm-image=a;id", "want NAME"),
+        ("--vm-start=hot", "want auto, warm or cold"),
+        ("--vm-start=", "want auto, warm or cold"),
         ("--vm=debian12", "want KEY=VALUE"),
         ("--vm=image=a\nb", "control character"),
         ("--vm=image=" + "a" * 9000, "want KEY=VALUE"),
@@ -224,9 +232,9 @@ def test_advertise_keeps_the_sites_features(cluster: Cluster) -> None:
     node = cluster.lab.node_names[0]
     cluster.lab.run(["scontrol", "update", f"NodeName={node}", "AvailableFeatures=ib,vm_old", "ActiveFeatures=ib"])
 
-    def publish(images: list[str]) -> str:
+    def publish(images: list[str], *templates: str) -> str:
         shown = cluster.lab.run(plugin.wnodes_lrms_advertise_query(node))
-        for argv in plugin.wnodes_lrms_advertise(node, {"images": images, "published": shown}):
+        for argv in plugin.wnodes_lrms_advertise(node, {"images": images, "templates": templates, "published": shown}):
             cluster.lab.run(argv)
         return cluster.lab.run(["sinfo", "-h", "-n", node, "-o", "%f %b"]).strip()
 
@@ -234,14 +242,15 @@ def test_advertise_keeps_the_sites_features(cluster: Cluster) -> None:
     job = cluster.submit("echo constrained", "--constraint=ib&vm_debian12")
     cluster.ended(job)
     assert cluster.launched(job) == ["slurm_script"]
+    assert publish(["el9"], "el9") == "ib,vm,vm_el9,warm_el9 ib,vm,vm_el9,warm_el9"
     assert publish([]) == "ib,vm ib,vm"
 
 
 def test_prolog_environment_names_the_job(cluster: Cluster) -> None:
-    job = cluster.submit("true", "--vm-image=debian12")
+    job = cluster.submit("true", "--vm-image=debian12", "--vm-start=cold")
     cluster.ended(job)
     seen = json.loads(next(cluster.folder.glob(f"prepare.{job}.*")).read_text())
-    assert seen["SPANK_VM_IMAGE"] == "debian12" and seen["SLURM_JOB_USER"] == USER
+    assert (seen["SPANK_VM_IMAGE"], seen["SPANK_VM_START"]) == ("debian12", "cold") and seen["SLURM_JOB_USER"] == USER
     assert next(cluster.folder.glob(f"finish.{job}.*")), "the Epilog must have called finish"
 
 

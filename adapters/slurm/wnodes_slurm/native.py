@@ -20,22 +20,27 @@ JOB_LONG = frozenset({"batch", "interactive", "extern"})
 
 
 def request_from(environ: Mapping[str, str]) -> VmRequest | None:
-    """The wish as the Prolog sees it (``SPANK_VM_IMAGE``, ``SPANK_VM``, a ``vm_NAME`` constraint), or None.
+    """The wish as the Prolog sees it (``SPANK_VM_IMAGE``, ``SPANK_VM_START``, ``SPANK_VM``, a ``vm_NAME`` constraint).
+
+    None without any. An option of its own goes before the same word in ``--vm``.
 
     >>> request_from({"SLURM_JOB_CONSTRAINTS": "ib&vm_el9"}).image
     'el9'
-    >>> request_from({"SPANK_VM": "cpus=2", "SPANK_VM_IMAGE": "el9"}).cpus
-    2
+    >>> request_from({"SPANK_VM": "cpus=2,start=auto", "SPANK_VM_IMAGE": "el9", "SPANK_VM_START": "cold"}).start
+    'cold'
 
     Raises BadRequest.
     """
-    image, text = environ.get("SPANK_VM_IMAGE", ""), environ.get("SPANK_VM", "")
+    image, text, start = (environ.get(f"SPANK_VM{name}", "") for name in ("_IMAGE", "", "_START"))
     named = set(_FEATURE.findall(environ.get("SLURM_JOB_CONSTRAINTS", "")))
-    if not (image or text or named):
+    if not (image or text or start or named):
         return None
     request = VmRequest.parse(text) if text else VmRequest()
     if image:
         request = request.merged(VmRequest(image=str(ImageRef.parse(image))))
+    if start not in ("", "auto", "warm", "cold"):
+        raise errors.BadRequest(f"--vm-start {start[:80]!r}: want auto, warm or cold")
+    request = request.merged(VmRequest(start=start))
     if not request.image and named:
         if len(named) > 1:
             raise errors.BadRequest(f"constraint asks for images {', '.join(sorted(named))}: want one vm_NAME")

@@ -160,15 +160,19 @@ def wnodes_lrms_advertise_query(node: str) -> Sequence[str]:
 
 @hookimpl
 def wnodes_lrms_advertise(node: str, capacity: dict[str, Any]) -> Sequence[Sequence[str]]:
-    """``vm`` and ``vm_NAME`` for every cached image, beside the features that are not ours.
+    """``vm``, ``vm_NAME`` for every cached image, ``warm_NAME`` where a clone of it can start, beside a site's own.
 
     ``capacity["published"]`` is what ``wnodes_lrms_advertise_query`` printed; without it nothing is touched.
+    A ``warm_WORD`` is ours only beside its ``vm_WORD``: a site may have a warm aisle.
     """
     now = native.features_of(str(capacity.get("published", "")))
     if now is None:
         return ()
-    site = [name for name in now if name != "vm" and not name.startswith("vm_")]
-    ours = ["vm", *sorted(f"vm_{name}" for name in capacity["images"])]
+    images = {*capacity["images"], *(name[3:] for name in now if name.startswith("vm_"))}
+    old = {"vm", *(f"{kind}_{name}" for name in images for kind in ("vm", "warm"))}
+    site = [name for name in now if name not in old]
+    warm = sorted(f"warm_{name}" for name in capacity.get("templates", ()) if name in capacity["images"])
+    ours = ["vm", *sorted(f"vm_{name}" for name in capacity["images"]), *warm]
     wanted = ",".join([*site, *ours])
     if now == [*site, *ours]:
         return ()

@@ -1,5 +1,5 @@
-/* wnodes_vm: SPANK plug-in that gives sbatch, srun and salloc --vm-image=NAME and --vm=REQUEST
- * and puts the launcher in front of every task of a job that has a marker on this node.
+/* wnodes_vm: SPANK plug-in that gives sbatch, srun and salloc --vm-image=NAME, --vm=REQUEST and
+ * --vm-start=KIND, and puts the launcher in front of every task of a job that has a marker on this node.
  *
  * plugstack.conf:  required wnodes_vm.so run=LAUNCHER state=FOLDER
  *
@@ -24,6 +24,7 @@ SPANK_PLUGIN(wnodes_vm, 1);
 
 static char image[256]; /* NAME:TAG@sha256:DIGEST is 200 at most */
 static char request[8192]; /* two paths of 4095 bytes are the longest sensible mount */
+static const char *start = "";
 
 
 static int set_image(int val, const char *text, int remote)
@@ -59,9 +60,24 @@ static int set_request(int val, const char *text, int remote)
 	return 0;
 }
 
+static int set_start(int val, const char *text, int remote)
+{
+	static const char *const kinds[] = { "auto", "warm", "cold" };
+	(void) val;
+	(void) remote;
+	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+		if (text && !strcmp(text, kinds[i])) {
+			start = kinds[i];
+			return 0;
+		}
+	slurm_error("wnodes: --vm-start '%.80s': want auto, warm or cold", text ? text : "");
+	return -1;
+}
+
 static struct spank_option options[] = {
 	{ "vm-image", "NAME", "run this job in its own virtual machine, made from image NAME", 1, 0, set_image },
 	{ "vm", "REQUEST", "the same with details: image=NAME,cpus=N,memory=8G,mount=SRC:DST:ro", 1, 0, set_request },
+	{ "vm-start", "KIND", "how the VM comes up: auto, warm (a clone of a booted one) or cold", 1, 0, set_start },
 };
 
 int slurm_spank_init(spank_t sp, int ac, char **av)
@@ -74,7 +90,7 @@ int slurm_spank_init(spank_t sp, int ac, char **av)
 	return 0;
 }
 
-/* Client side: the Prolog and Epilog see these as SPANK_VM_IMAGE and SPANK_VM. */
+/* Client side: the Prolog and Epilog see these as SPANK_VM_IMAGE, SPANK_VM and SPANK_VM_START. */
 int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 {
 	(void) ac;
@@ -84,6 +100,8 @@ int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 	if (image[0] && spank_job_control_setenv(sp, "VM_IMAGE", image, 1) != ESPANK_SUCCESS)
 		return -1;
 	if (request[0] && spank_job_control_setenv(sp, "VM", request, 1) != ESPANK_SUCCESS)
+		return -1;
+	if (start[0] && spank_job_control_setenv(sp, "VM_START", start, 1) != ESPANK_SUCCESS)
 		return -1;
 	return 0;
 }
@@ -123,7 +141,7 @@ int slurm_spank_task_init(spank_t sp, int ac, char **av)
 	if (step == SLURM_EXTERN_CONT)
 		return 0;
 	if (!marked(state, job)) {
-		if (!image[0] && !request[0])
+		if (!image[0] && !request[0] && !start[0])
 			return 0; /* an ordinary job */
 		slurm_error("wnodes: job %u asked for a VM, but this node prepared none: not run on the bare host "
 			    "(the reason is in the job's AdminComment: scontrol show job %u)", job, job);
