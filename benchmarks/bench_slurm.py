@@ -27,7 +27,7 @@ def measure() -> list[Figure]:
                 if trace:
                     traces.append(trace)
     added = statistics.median(a - b for a, b in zip(vm, bare, strict=True))
-    last = ", ".join(f"{step} {seconds:.2f}" for step, seconds in traces[-1])
+    last = ", ".join(f"{step} {seconds:.2f}" for step, _, seconds in traces[-1])
     note = (
         f"{statistics.median(vm):.2f} s against {statistics.median(bare):.2f} s, "
         f"`sbatch` called → job out of `squeue`, {PAIRS} pairs, 2 cpus; "
@@ -36,7 +36,7 @@ def measure() -> list[Figure]:
     return [Figure("Slurm job with a VM minus the same job without", added, "s", "", None, note)]
 
 
-def _job(site: Any, name: str) -> tuple[float, list[tuple[str, float]]]:
+def _job(site: Any, name: str) -> tuple[float, list[tuple[str, float, float]]]:
     began = time.perf_counter()
     job = site.submit(SCRIPT, *OPTIONS, image=name)
     fields = site.ended(job)

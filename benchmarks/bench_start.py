@@ -29,7 +29,7 @@ SMALL_RUNS = 3
 PAIRS_BUDGET_S = 130.0  # a third pair only where the first two were quick
 DEADLINE_S = 180.0
 PING = """qemu-agent-command {} '{{"execute":"guest-ping"}}' --timeout 2"""
-STEP = re.compile(r"^  (\S.*?) +([\d.]+) s$", re.MULTILINE)
+STEP = re.compile(r"^(\S.*?) +-?[\d.]+ +([\d.]+)  \|", re.MULTILINE)
 
 
 def measure() -> list[Figure]:

@@ -179,16 +179,17 @@ class CommandError(WnodesError):
         self.stderr_tail = stderr_tail
 
 
-def _all_kinds(cls: type[WnodesError]) -> dict[str, type[WnodesError]]:
-    kinds = {cls.__name__: cls}
+def kinds(cls: type[WnodesError] = WnodesError) -> dict[str, type[WnodesError]]:
+    """Every kind of error there is, by its name."""
+    found = {cls.__name__: cls}
     for child in cls.__subclasses__():
-        kinds.update(_all_kinds(child))
-    return kinds
+        found.update(kinds(child))
+    return found
 
 
 def from_dict(data: dict[str, object]) -> WnodesError:
     """Rebuild an error that crossed a socket; an unknown kind becomes a plain WnodesError."""
-    kind = _all_kinds(WnodesError).get(str(data.get("kind")), WnodesError)
+    kind = kinds().get(str(data.get("kind")), WnodesError)
     if kind is CommandError:
         kind = TransientError
     return kind(str(data.get("message", "no message")), hint=str(data.get("hint", "")))

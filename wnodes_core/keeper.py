@@ -8,6 +8,7 @@ last launcher has gone), or with its VM.
 Started by the launcher as ``python -I -m wnodes_core.keeper`` with a JSON object on stdin:
 ``{"plan": {…}, "token": "…", "daemon": "/run/wnodes/wnodesd.sock"}``; no token = embedded.
 ``"launcher"`` is the pid of our parent, if the lease ends with it: embedded, or a job-long step.
+``"trace"`` is the launcher's part of the start.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import resource
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wnodes_core import processes
+from wnodes_core import history, processes
 from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, WnodesError
 from wnodes_core.files import remove_tree, write_atomic
 from wnodes_core.guest.channel import GuestChannel
@@ -33,9 +35,9 @@ from wnodes_core.guest.relay import Relay
 from wnodes_core.journal import Journal
 from wnodes_core.keeper_lease import Holding
 from wnodes_core.lifecycle import Lifecycle, Running
-from wnodes_core.model import Trace
 from wnodes_core.plan import Plan
 from wnodes_core.plugins import Plugins
+from wnodes_core.trace import FIRST, Trace
 
 log = logging.getLogger("wnodes.keeper")
 
@@ -58,12 +60,15 @@ HEARD_S = 5.0
 class Keeper:
     """One lease, from plan to clean end."""
 
-    def __init__(self, plan: Plan, hook: Any, holding: Holding | None, launcher: int = 0) -> None:
+    def __init__(
+        self, plan: Plan, hook: Any, holding: Holding | None, launcher: int = 0, trace: Trace | None = None
+    ) -> None:
         self.plan = plan
         self.hook = hook
         self.holding = holding
         self.launcher = launcher  # our parent, if its end is the lease's
-        self.trace = Trace()
+        self.trace = trace or Trace()
+        self.since = time.time()
         self.state = "starting"
         self.reason = ""
         self.failed = False
@@ -99,6 +104,7 @@ class Keeper:
             await self._tear_down()
 
     async def _start_unless_ended(self) -> Running | None:
+        self.trace.catch_up("keeper")
         starting = asyncio.ensure_future(self.lifecycle.start())
         ending = asyncio.ensure_future(self._end.wait())
         await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -163,10 +169,11 @@ class Keeper:
         self._tell("failed", error)
         self.relay.fail(error)
 
-    def _phase(self, name: str, seconds: float) -> None:
+    def _phase(self, name: str, seconds: float) -> str:
         """A phase that only the relay sees: the first command's first instruction, its run."""
         self.trace.add(name, seconds)
-        self._tell(self.state)
+        asyncio.get_running_loop().call_soon(lambda: self._tell(self.state))  # after the frame: a disk may be slow
+        return self.trace.line() if name == FIRST and self.plan.trace else ""
 
     async def _pause(self, paused: bool) -> None:
         await asyncio.to_thread(self.hook.wnodes_vm_pause, vm=self.plan.vm(()), paused=paused)
@@ -193,6 +200,7 @@ class Keeper:
             await self.holding.finish(self._facts("gone"))
         elif not errors:
             self.journal.close()
+            history.remember(Path(self.plan.folder).parent / history.OF_USER, self._lease(self._facts("ended")))
             remove_tree(self.plan.folder)
 
     async def _be_heard(self) -> None:
@@ -203,7 +211,8 @@ class Keeper:
             each.cancel()
 
     def _facts(self, state: str, error: WnodesError | None = None) -> dict[str, Any]:
-        facts: dict[str, Any] = {"event": "state", "state": state, "trace": self.trace.steps, "reason": self.reason}
+        facts: dict[str, Any] = {"event": "state", "state": state, "reason": self.reason}
+        facts |= {"origin": self.trace.origin, "trace": self.trace.steps, "start": asdict(self.trace.start)}
         facts["ran"] = self.relay.channel is not None  # the job's own code may have begun
         if error is not None:
             facts["error"] = error.to_dict()
@@ -217,8 +226,15 @@ class Keeper:
         facts = self._facts(state, error)
         if self.holding:
             self.holding.tell(facts)
+        try:
+            write_atomic(f"{self.plan.folder}/lease.json", json.dumps(self._lease(facts)).encode(), mode=0o600)
+        except (StateDirFull, OSError) as full:
+            # It is for people to read; a full disk must not keep us from taking the VM down.
+            log.warning("lease.json: %s", full)
+
+    def _lease(self, facts: dict[str, Any]) -> dict[str, Any]:
         me = processes.read(os.getpid())
-        lease = {
+        return {
             "id": self.plan.lease,
             "lrms": self.plan.job.lrms,
             "job_id": self.plan.job.job_id,
@@ -228,14 +244,9 @@ class Keeper:
             "image": f"{self.plan.image.name}:{self.plan.image.tag}",
             "folder": self.plan.folder,
             "keeper": {"pid": os.getpid(), "started": me.started if me else 0},
-            "since": time.time(),
+            "since": self.since,
             **facts,
         }
-        try:
-            write_atomic(f"{self.plan.folder}/lease.json", json.dumps(lease).encode(), mode=0o600)
-        except (StateDirFull, OSError) as full:
-            # It is for people to read; a full disk must not keep us from taking the VM down.
-            log.warning("lease.json: %s", full)
 
 
 def _settle_in(folder: str) -> None:
@@ -275,7 +286,7 @@ def main() -> int:
 
 async def _run(plan: Plan, holding: Holding | None, given: dict[str, Any]) -> None:
     hook = Plugins(disabled=tuple(given.get("disabled", ()))).hook
-    await Keeper(plan, hook, holding, int(given.get("launcher", 0))).run()
+    await Keeper(plan, hook, holding, int(given.get("launcher", 0)), Trace.from_dict(given.get("trace"))).run()
 
 
 if __name__ == "__main__":

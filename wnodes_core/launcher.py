@@ -17,6 +17,7 @@ import os
 import resource
 import shutil
 import sys
+import time
 from typing import Any, NoReturn
 
 from wnodes_core.agent.client import call
@@ -77,17 +78,31 @@ def _lease(lrms: str, daemon: str, host_commands: tuple[str, ...]) -> tuple[str,
     If we were elected to, the keeper has been started there.
     """
     question = {"op": "launch", "lrms": lrms}
+    began, asked = process_began(), time.monotonic()
     grant = call(question, on_progress=client.show_progress, timeout_s=LAUNCH_TIMEOUT_S, path=daemon)
+    steps = [("launcher", 0.0, asked - began), ("lease", asked - began, time.monotonic() - asked)]
     folder = str(grant["folder"])
     host_commands = tuple(grant.get("host_commands", host_commands))
     if grant["role"] == "join":
         return folder, host_commands
     plan = {**grant["plan"], "host_commands": host_commands}
     given = {"plan": plan, "token": grant["token"], "daemon": daemon, "disabled": grant.get("disabled", [])}
+    given["trace"] = {"origin": began, "steps": steps}
     if grant["home"] == "step":
         given["launcher"] = os.getpid()  # this task lives as long as the job: the VM ends with it, even by kill -9
     start_keeper(given, leave_family=grant["home"] == "job")
     return folder, host_commands
+
+
+def process_began() -> float:
+    """When this process was made, on ``time.monotonic()``'s clock: within 5 ms, as the kernel counts it in ticks of 10.
+
+    That is LAUNCH being called: what the batch system made became us.
+    """
+    with open("/proc/self/stat", "rb") as file:
+        ticks = int(file.read().rpartition(b")")[2].split()[19]) + 0.5
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - max(age, time.process_time())
 
 
 def start_keeper(given: dict[str, Any], *, leave_family: bool) -> int:

@@ -1,4 +1,4 @@
-"""The nouns of the system: job, image, VM, lease, trace; with the request's from request.py.
+"""The nouns of the system: job, image, VM, template, lease; the request's are in request.py, the trace's in trace.py.
 
 Frozen, typed, no I/O. Units stand in the names (``memory_mib``, ``timeout_s``).
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from wnodes_core.phases import Phase
 from wnodes_core.request import ImageRef, Mount, VmRequest, parse_size_mib
+from wnodes_core.trace import Start, Step, Trace
 
 __all__ = [
     "Boot",
@@ -26,6 +27,7 @@ __all__ = [
     "Process",
     "Shape",
     "Start",
+    "Step",
     "Template",
     "Trace",
     "Vm",
@@ -249,36 +251,3 @@ class Owner:
     root: Process
     job_long: bool
     node: str = ""
-
-
-@dataclass(frozen=True)
-class Start:
-    """How a VM came up. ``kind``: ``cold`` (booted), ``warm`` (cloned for the job) or ``pool`` (cloned before it).
-
-    ``way`` and ``template`` are the clone's; ``fallback`` is the kind of error that made a clone a boot.
-    """
-
-    kind: str = "cold"
-    way: str = ""
-    template: str = ""
-    fallback: str = ""
-
-
-@dataclass
-class Trace:
-    """Seconds spent in each named phase of one lease, in order."""
-
-    steps: list[tuple[str, float]] = field(default_factory=list)
-    start: Start = field(default_factory=Start)
-
-    def add(self, name: str, seconds: float) -> None:
-        """Record that phase ``name`` took ``seconds``."""
-        self.steps.append((name, round(seconds, 4)))
-
-    def table(self) -> str:
-        """The trace for people, one phase a line.
-
-        >>> Trace([("boot", 1.5)]).table()
-        '  boot                    1.500 s'
-        """
-        return "\n".join(f"  {name:<20} {seconds:>8.3f} s" for name, seconds in self.steps)

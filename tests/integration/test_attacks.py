@@ -94,6 +94,6 @@ def test_a_keeper_that_flaps_between_states_is_noted_once(node):
     step = node.step()
     step.launch(how="flap")
     step.expect("flapped")
-    until(lambda: ["boot", 1.5] in node.leases()[0]["trace"], "the last word is heard")
+    until(lambda: ["boot", 0.5, 1.5] in node.leases()[0]["trace"], "the last word is heard")
     lines = (node.state / "journal" / f"{lease}.jsonl").read_text().count('"state": "running"')
     assert lines <= 3

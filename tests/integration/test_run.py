@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -251,15 +252,20 @@ def test_a_request_that_cannot_be_had_is_refused_with_value_and_wish(stage, word
 def test_a_run_as_a_stranger_sees_it(stage):
     data = os.urandom(20 << 20)
     script = "uname -r >&2; hostname >&2; cat; exit 42"
-    done = run(stage, "--image", "debian12", "--trace", "--", "sh", "-c", script, stdin=data)
+    words = ("--vm", "image=debian12,trace=yes", "--start", "cold", "--trace")
+    done = run(stage, *words, "--", "sh", "-c", script, stdin=data)
     said = done.stderr.decode()
     assert done.returncode == 42, said
     assert hashlib.md5(done.stdout).digest() == hashlib.md5(data).digest()
     assert os.uname().release not in said
     assert "\nwn-" in said
     assert "wnodes: booting debian12" in said
-    phases = [line.split()[0] for line in said.partition("wnodes: trace\n")[2].splitlines()]
-    assert phases[:6] == ["image", "overlay", "define", "boot", "agent", "mount"]
+    lines = [line for line in said.splitlines() if line.startswith("wnodes: cold start in ")]
+    assert re.fullmatch(r"wnodes: cold start in \d+\.\d{3} s \(launcher \d\.\d\d, .*boot .*\)", lines[0]), said
+    assert said.index(lines[0]) < said.index("\nwn-") < said.index(lines[1] + "\nphase "), "one before, one after"
+    phases = [line.split()[0] for line in said.partition("\nphase ")[2].splitlines()[1:]]
+    assert phases[:5] == ["launcher", "image", "template", "keeper", "overlay"], said
+    assert phases[-4:] == ["agent", "mount", "first", "run"], said
 
 
 @leaves_nothing

@@ -19,6 +19,10 @@ def test_an_unmodified_script_runs_in_a_vm_and_leaves_nothing(minimal_image, cgr
         assert fields["ExitCode"] == "7:0"
         site.ended(bare)
         assert not site.output(bare).strip().endswith("-cloud-amd64")
-        names = [name for name, _ in site.lease(job)["trace"]]
-        assert names[:6] == ["admit", "image", "overlay", "define", "boot", "agent"]
+        trace = site.lease(job)["trace"]
+        names = [name for name, _, _ in trace]
+        assert names[:6] == ["admit", "image", "launcher", "lease", "keeper", "overlay"]
+        assert {"boot", "agent", "first instruction", "run"} < set(names)
+        begins = {name: begin for name, begin, _ in trace}
+        assert begins["admit"] < 0 == begins["launcher"] < begins["lease"] < begins["keeper"] < begins["overlay"], trace
         site.assert_nothing_left()

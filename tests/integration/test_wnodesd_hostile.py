@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
@@ -149,24 +148,22 @@ def test_metrics_are_served_and_bounded(node):
     step.launch()
     step.expect("child")
 
-    def scrape(path="/metrics"):
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(str(node.run / "metrics.sock"))
-        connection.request("GET", path)
-        reply = connection.getresponse()
-        text = reply.read().decode()
-        connection.close()
-        return reply.status, text
-
-    until(lambda: 'phase_seconds_count{phase="boot"} 1.0' in scrape()[1], "the keeper's trace is counted")
-    status, text = scrape()
+    until(lambda: 'phase_seconds_count{phase="boot"} 1.0' in node.scrape()[1], "the keeper's trace is counted")
+    status, text = node.scrape()
     assert status == 200
     assert 'wnodes_leases{state="running"} 1.0' in text
     assert 'wnodes_lease_phase_seconds_count{phase="other"} 1.0' in text  # a keeper's invention
+    assert 'wnodes_lease_phase_seconds_count{phase="admit"} 1.0' in text  # ours alone
+    assert 'wnodes_lease_start_seconds_sum{kind="cold"} 2.25' in text
+    assert 'wnodes_start_fallbacks_total{reason="BootTimeout"} 1.0' in text
+    assert "wnodes_templates 0.0" in text and "wnodes_pool_idle 0.0" in text
+    (lease,) = node.leases()
+    assert [name[:5] for name, _, _ in lease["trace"]] == ["admit", "image", "boot", "first", "xxxxx"]
+    assert lease["trace"][0][1] < 0 and lease["trace"][3] == ["first instruction", 2.0, 0.25]
+    assert lease["start"] == {"kind": "cold", "way": "", "template": "7", "fallback": "BootTimeout"}
     assert 'wnodes_image_fetches_total{outcome="ok"} 1.0' in text
     assert "wnodes_build_info{version=" in text
-    assert scrape("/etc/passwd")[0] == 404
+    assert node.scrape("/etc/passwd")[0] == 404
 
 
 def test_the_log_is_one_json_object_a_line_and_a_broken_observer_harms_nobody(node):

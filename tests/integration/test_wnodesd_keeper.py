@@ -18,9 +18,9 @@ from wnodes_core.keeper_lease import Holding
 async def main(holding):
     ended = asyncio.get_running_loop().create_future()
     holding.start(ended.set_result)
-    holding.tell({"event": "state", "state": "running", "trace": [["boot", 2.5]]})
+    holding.tell({"event": "state", "state": "running", "trace": [["boot", 0.5, 2.5]], "start": {"kind": "warm"}})
     print("ended:", await ended, flush=True)
-    await holding.finish({"event": "state", "state": "gone", "trace": [["boot", 2.5]]})
+    await holding.finish({"event": "state", "state": "gone", "trace": [["boot", 0.5, 2.5]]})
 
 holding = Holding(*sys.argv[1:])
 holding.claim()
@@ -42,7 +42,8 @@ def test_the_keepers_holding_is_granted_survives_a_daemon_and_is_told_the_end(no
         node.start()
         until(lambda: node.leases()[0]["keeper_state"] == "running", "the keeper is back")
         assert node.leases()[0]["keeper_pid"] == keeper.pid
-        assert ["boot", 2.5] in node.leases()[0]["trace"]
+        assert ["boot", 0.5, 2.5] in node.leases()[0]["trace"]
+        assert node.leases()[0]["start"]["kind"] == "warm"
         assert node.finish() == {"ok": True, "pending": False}
         assert keeper.communicate(timeout=15)[0] == b"ended: the job is over\n"
         assert keeper.returncode == 0

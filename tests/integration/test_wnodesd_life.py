@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from wnodes_core.errors import RequestError, TransientError, UnknownImage, WnodesError
+from wnodes_core.model import Image, Shape, Template
+from wnodes_core.templates import Wanted
 
 sys.path.insert(0, str(Path(__file__).parent))
 from wnodesd_harness import UID, ended, node_fixture, python_fixture, until  # noqa: E402, F401 - fixtures
@@ -204,6 +208,18 @@ def test_odd_job_facts_are_refused(node, job):
 def test_cached_images_are_advertised_at_start(node):
     node.start()
     until((node.folder / "live.n0,seen-n0,tcg,known").exists, "advertised")
+
+
+def test_an_image_with_a_template_is_advertised_as_warm_and_counted(node):
+    image = Image("known", "", "sha256:" + "0" * 64, "/dev/null", "raw")
+    name = Wanted(image, "tcg", 1, 512, 512, "host").id
+    folder = node.state / "templates" / name
+    folder.mkdir(parents=True)
+    template = Template(name, str(folder), "saved", image.digest, "tcg", Shape(1, 512), "", (), {}, 6)
+    (folder / "template.json").write_text(json.dumps({"template": asdict(template), "files": {}}))
+    node.start()
+    until((node.folder / "live.n0,seen-n0,tcg,known,warm_known").exists, "advertised as warm")
+    assert "wnodes_templates 1.0\n" in node.scrape()[1]
 
 
 def test_a_failed_boot_is_requeued_once_and_then_held(node):

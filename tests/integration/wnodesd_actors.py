@@ -81,7 +81,9 @@ def keeper(path, grant, how):
         flap = "".join(json.dumps({"event": "state", "state": s}) + "\n" for s in ("paused", "running"))
         line.sock.sendall(flap.encode() * 20)
         say(role="keeper", flapped=True)
-    state = {"event": "state", "state": "running", "trace": [["boot", 1.5], ["x" * 90, 2.0]]}
+    steps = [["boot", 0.5, 1.5], ["first instruction", 2.0, 0.25], ["x" * 90, 2.0, 2.0], ["admit", 0, 1], ["y", 1e99, 1]]
+    start = {"kind": "cold", "way": "\x1b[31m", "template": 7, "fallback": "BootTimeout"}
+    state = {"event": "state", "state": "running", "trace": steps, "start": start, "origin": time.monotonic()}
     with suppress(BrokenPipeError):  # the daemon was killed meanwhile, which read() finds next
         line.sock.sendall(json.dumps(state).encode() + b"\n")
     while True:

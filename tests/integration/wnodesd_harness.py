@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import queue
@@ -113,6 +114,17 @@ class Node:
 
     def state_of(self, lease: str) -> str:
         return next((each["state"] for each in self.leases() if each["id"] == lease), "")
+
+    def scrape(self, path: str = "/metrics") -> tuple[int, str]:
+        """Status and text of what the daemon says to a scraper."""
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(self.run / "metrics.sock"))
+        connection.request("GET", path)
+        reply = connection.getresponse()
+        text = reply.read().decode()
+        connection.close()
+        return reply.status, text
 
     def step(self, job_id: str = "7", kind: str = "long") -> Step:
         self.steps.append(Step(self, f"fakejob={job_id}:{kind}"))

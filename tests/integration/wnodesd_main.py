@@ -19,6 +19,7 @@ from wnodes_core.agent.daemon import Parts
 from wnodes_core.errors import UnknownImage
 from wnodes_core.journal import Journal
 from wnodes_core.model import Image, Owner
+from wnodes_core.settings.schema import VmSettings, WarmSettings
 
 
 class Hook:
@@ -51,7 +52,8 @@ class Hook:
         return [["echo", f"seen-{node}"]]
 
     def wnodes_lrms_advertise(self, node, capacity):
-        words = (node, capacity["published"].strip(), capacity["accel"], *capacity["images"])
+        words = [node, capacity["published"].strip(), capacity["accel"], *capacity["images"]]
+        words += [f"warm_{name}" for name in capacity["templates"]]
         return [["touch", self.config["live"] + "." + ",".join(words)]]
 
     def wnodes_lease_changed(self, lease, event):
@@ -75,7 +77,7 @@ class Store:
         progress(1 << 20, 4 << 20)
         while entry.name == "slow" and not os.path.exists(self.config["slow"]):
             time.sleep(0.02)
-        return Image(entry.name, "", "sha256:" + "0" * 64, "/dev/null", "raw")
+        return self.image(entry)
 
     def take(self, entry, lease, uid):
         self.marks.mkdir(exist_ok=True)
@@ -88,7 +90,7 @@ class Store:
         return [SimpleNamespace(name="known"), SimpleNamespace(name="far")]
 
     def image(self, entry):
-        return entry.name == "known"
+        return Image(entry.name, "", "sha256:" + "0" * 64, "/dev/null", "raw") if entry.name != "far" else None
 
     def purge(self, settings):
         return []
@@ -115,7 +117,7 @@ class CrashingJournal(Journal):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_plan(request, job, image, settings, accel, *, lease, folder):
+def make_plan(request, job, image, settings, accel, *, lease, folder, template):
     return {"lease": lease, "image": image.name, "accel": accel, "job": job.to_dict()}
 
 
@@ -128,6 +130,8 @@ def main():
         accel="auto",
         images=SimpleNamespace(folder=config["state_dir"] + "/images", fetch_timeout_s=60, purge=None),
         plugins=SimpleNamespace(disabled=()),
+        warm=WarmSettings(folder=config["state_dir"] + "/templates"),
+        vm=VmSettings(),
         lrms={"fake": {"advertise": True, "node": "n0"}},
         daemon=SimpleNamespace(
             socket=config["run_dir"] + "/wnodesd.sock",

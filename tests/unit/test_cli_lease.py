@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from wnodes_core import cli
-from wnodes_core.cli import console, lease, leases
+from wnodes_core import cli, history
+from wnodes_core.cli import console, leases
 from wnodes_core.errors import RequestError
 from wnodes_core.settings import DaemonSettings, Settings
 
-TRACE = [["image", 0.5], ["boot", 4.5]]
+TRACE = [["boot", 0.5, 4.0], ["image", 0.0, 0.5], ["first instruction", 4.5, 0.5], ["run", 5.0, 70.0]]
+START = {"kind": "warm", "way": "mapped", "template": "deb\x1b[1m", "fallback": ""}
 
 
 def a_lease(**changes: Any) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def a_lease(**changes: Any) -> dict[str, Any]:
             "user": "ann",
             "uid": os.getuid(),
         },
-        **{"image": "debian12", "state": "running", "since": time.time() - 75, "folder": "/no/where", "trace": TRACE},
+        **{"image": "debian12", "state": "running", "since": time.time() - 75, "folder": "/no/where", "trace": TRACE, "start": START},
         **changes,
     }
 
@@ -70,6 +71,7 @@ def own_settings(mocker, tmp_path: Path) -> str:
     path = str(tmp_path / "wnodesd.sock")
     mocker.patch("wnodes_core.settings.load", return_value=Settings(daemon=DaemonSettings(socket=path)))
     mocker.patch.object(leases, "embedded_states", return_value=[])
+    mocker.patch.object(leases, "embedded_ended", return_value=[])
     return path
 
 
@@ -114,30 +116,76 @@ def test_show_by_id_job_or_beginning(daemon: Daemon, word: str, capsys) -> None:
     assert cli.main(["lease", "show", word]) == 0
     said = capsys.readouterr().out
     assert "id            slurm-n0-12-ab12cd\n" in said
-    assert "state         running\n" in said and "trace         5.000 s in 2 phases\n" in said
+    assert "state         running\n" in said and "trace         4 phases\n" in said
+    assert "start         warm start in 5.000 s (mapped, template deb\\x1b[1m)\n" in said
 
 
-@pytest.mark.parametrize("word, said", [("99", "no such lease of yours"), ("slurm-n0-1", "more than one answers")])
+@pytest.mark.parametrize("word, said", [
+        ("99", "no such lease of yours; the last on this node: slurm-n0-12-ab12cd, slurm-n0-13-ffffff\n"),
+        ("slurm-n0-1", "more than one answers"),
+    ])
 def test_a_lease_that_is_not_one(daemon: Daemon, word: str, said: str, capsys) -> None:
     assert cli.main(["lease", "show", word]) == 1
     assert said in capsys.readouterr().err
 
 
 def test_trace(daemon: Daemon, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("COLUMNS", "43")
+    monkeypatch.setenv("COLUMNS", "63")
     assert cli.main(["lease", "trace", "12"]) == 0
     assert capsys.readouterr().out == (
-        "image      0.500 s  |##                  |\nboot       4.500 s  |  ##################|\ntotal      5.000 s\n"
+        "warm start in 5.000 s (mapped, template deb\\x1b[1m)\n"
+        "phase                 at  seconds\n"
+        "image              0.000    0.500  |###                       |\n"
+        "boot               0.500    4.000  |   ####################   |\n"
+        "first instruction  4.500    0.500  |                       ###|\n"
+        "run                5.000   70.000  |                         >|\n"
     )
     assert cli.main(["lease", "trace", "12", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"id": "slurm-n0-12-ab12cd", "trace": TRACE}
+    told = json.loads(capsys.readouterr().out)
+    assert (told["id"], told["seconds"], told["start"]["kind"]) == ("slurm-n0-12-ab12cd", 5.0, "warm")
+    assert told["trace"][1] == {"name": "boot", "begin": 0.5, "seconds": 4.0}
 
 
-@pytest.mark.parametrize("steps", [[("a", 0.0)], [("a", 0.0), ("b", 1e-9)], [("long" * 30, 3.0), ("x", 0.0)]])
-def test_waterfalls_of_any_shape(steps: list[tuple[str, float]]) -> None:
-    lines = lease.waterfall(steps, 80).splitlines()
-    assert len(lines) == len(steps) + 1
-    assert len({len(line) for line in lines[:-1]}) == 1
+def test_trace_without_a_name_is_of_the_only_lease_or_the_last(daemon: Daemon, capsys) -> None:
+    assert cli.main(["lease", "trace"]) == 1
+    assert "more than one answers to that: slurm-n0-12-ab12cd, slurm-n0-13-ffffff" in capsys.readouterr().err
+    ended = [a_lease(id=f"slurm-n0-{n}-e", state="ended", since=n, trace=[["boot", 0.0, n]]) for n in (1, 2)]
+    daemon.replies["leases"]["leases"] = [*ended, a_lease()]
+    assert cli.main(["lease", "trace"]) == 0
+    assert "warm start in 5.000 s" in capsys.readouterr().out
+    daemon.replies["leases"]["leases"] = ended
+    assert cli.main(["lease", "trace", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == "slurm-n0-2-e"
+    daemon.replies["leases"]["leases"] = [a_lease(trace=[], start=None)]
+    assert cli.main(["lease", "trace"]) == 0
+    assert capsys.readouterr().out == "lease slurm-n0-12-ab12cd: no phase has ended yet\n"
+    daemon.replies["leases"]["leases"] = []
+    assert cli.main(["lease", "trace"]) == 1
+    assert "there is none on this node, and none has ended" in capsys.readouterr().err
+
+
+def test_an_embedded_run_that_is_over_is_remembered(tmp_path: Path, mocker, capsys) -> None:
+    mocker.patch.object(leases, "embedded_ended", return_value=[a_lease(id="local-1", state="ended", job_id="1")])
+    assert cli.main(["lease", "list"]) == 0
+    assert "local-1" not in capsys.readouterr().out
+    assert cli.main(["lease", "trace", "local-1"]) == 0
+    assert "boot" in capsys.readouterr().out
+    assert cli.main(["lease", "release", "local-1", "-y"]) == 1
+    assert "it has ended already" in capsys.readouterr().err
+    mocker.patch.object(leases, "embedded_states", return_value=[a_lease(id="local-1", state="running", job_id="1")])
+    assert cli.main(["lease", "show", "local-1"]) == 0  # it is just ending: known twice, one lease
+    assert "state         running" in capsys.readouterr().out
+
+
+def test_what_embedded_runs_left_is_read_from_the_callers_own_folder(tmp_path: Path, mocker) -> None:
+    mocker.stopall()
+    history.remember(tmp_path / history.OF_USER, {"id": "a", "trace": TRACE})
+    with (tmp_path / history.OF_USER).open("a") as file:
+        file.write('[]\n{"no": "id"}\nhalf')
+    assert leases.embedded_ended(str(tmp_path)) == [{"id": "a", "trace": TRACE, "state": "ended"}]
+    assert leases.embedded_ended(str(tmp_path / "none")) == []
+    mocker.patch("os.getuid", return_value=os.getuid() + 1)
+    assert leases.embedded_ended(str(tmp_path)) == []
 
 
 def test_release_asks_first(daemon: Daemon, mocker, capsys) -> None:

@@ -254,7 +254,7 @@ def test_only_the_first_command_ends_the_trace(tmp_path):
     phases = []
     try:
         kit.start()
-        kit.relay.on_phase = lambda name, seconds: phases.append((name, seconds))
+        kit.relay.on_phase = lambda name, seconds: phases.append((name, seconds)) or ""
         kit.run("sh", "-c", "echo; sleep 0.2")
         kit.run("true")
     finally:
@@ -268,7 +268,7 @@ def test_a_command_that_never_began_has_no_phase(tmp_path):
     phases = []
     try:
         kit.start()
-        kit.relay.on_phase = lambda *phase: phases.append(phase)
+        kit.relay.on_phase = lambda *phase: phases.append(phase) or ""
         assert kit.run("/no/such").returncode == 127
     finally:
         kit.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from typing import Any
 
 import pytest
 
+from wnodes_core import history
 from wnodes_core import keeper as keeper_module
 from wnodes_core.errors import BootTimeout, GuestPanic, WnodesError
 from wnodes_core.files import remove_tree
 from wnodes_core.keeper import SHRUGGED_OFF, Keeper
+from wnodes_core.trace import Trace
 
 sys.path.insert(0, str(Path(__file__).parent))
 from lease_kit import FAKE, Stand  # noqa: E402
@@ -58,11 +61,13 @@ class Holding:
 @pytest.fixture
 def stand() -> Iterator[Stand]:
     """A stand in a short private folder: names of sockets have 107 bytes."""
-    folder = Path(tempfile.mkdtemp(prefix="wnk-"))
+    root = Path(tempfile.mkdtemp(prefix="wnk-"))
+    folder = root / "l"
+    folder.mkdir()
     stand = Stand(folder)
     yield stand
     left = stand.left() if folder.exists() else []
-    remove_tree(folder)
+    remove_tree(root)
     assert not left, "\n".join(left)
 
 
@@ -77,12 +82,12 @@ def holding() -> Holding:
     return Holding()
 
 
-def keep(stand: Stand, holding: Holding | None, launcher: int = 0) -> Keeper:
+def keep(stand: Stand, holding: Holding | None, launcher: int = 0, trace: Trace | None = None) -> Keeper:
     """Run a keeper in this process to its end."""
     made: list[Keeper] = []
 
     async def run() -> None:
-        made.append(Keeper(stand.plan, stand.plugins.hook, holding, launcher))  # type: ignore[arg-type]
+        made.append(Keeper(stand.plan, stand.plugins.hook, holding, launcher, trace))  # type: ignore[arg-type]
         await asyncio.wait_for(made[0].run(), PATIENCE_S)
         await asyncio.sleep(0)
 
@@ -104,13 +109,28 @@ def test_a_lease_under_wnodesd_from_start_to_end(stand: Stand, holding: Holding)
     keep(stand, holding)
     assert holding.states == ["starting", "running", "ending", "gone"]
     assert seen[0]["vm_pid"] > 0
-    phases = [name for name, _ in holding.told[-1]["trace"]]
-    assert phases == ["overlay", "define", "boot", "agent", "mount", "teardown"]
+    steps = holding.told[-1]["trace"]
+    assert [step.name for step in steps] == ["keeper", "overlay", "define", "boot", "agent", "mount", "teardown"]
+    assert [step.begin for step in steps] == sorted(step.begin for step in steps)
+    assert holding.told[-1]["start"] == {"kind": "cold", "way": "", "template": "", "fallback": ""}
+    assert 0 <= holding.told[-1]["origin"] <= time.monotonic()
     assert holding.told[-1]["reason"] == "the job is over"
     assert "error" not in holding.told[-1]
     # The folder is wnodesd's to remove, the keeper's socket is not.
     assert stand.folder.exists()
     assert not (stand.folder / "keeper.sock").exists()
+
+
+def test_the_trace_goes_on_where_the_launchers_ended(stand: Stand, holding: Holding) -> None:
+    began = time.monotonic() - 1.5
+    theirs = {"origin": began, "steps": [["launcher", 0.0, 0.5], ["lease", 0.5, 0.75]]}
+    holding.on_state["running"] = lambda: holding.end("enough")
+    keep(stand, holding, trace=Trace.from_dict(theirs))
+    launcher, lease, keeper, overlay, *_ = holding.told[-1]["trace"]
+    assert (launcher, lease) == (("launcher", 0.0, 0.5), ("lease", 0.5, 0.75))
+    assert keeper.name == "keeper" and keeper.begin == pytest.approx(1.25, abs=0.001)
+    assert 1.5 <= keeper.end <= overlay.begin + 0.001
+    assert holding.told[-1]["origin"] == began
 
 
 def test_lease_json_says_who_keeps_what_for_whom(stand: Stand, holding: Holding) -> None:
@@ -202,6 +222,10 @@ def test_embedded_the_folder_goes_with_the_keeper(stand: Stand) -> None:
     # Our own parent is not the launcher: the lease is over as soon as it begins.
     keep(stand, None, launcher=os.getpid())
     assert not stand.folder.exists()
+    (ended,) = history.read(stand.folder.parent / history.OF_USER)
+    assert (ended["id"], ended["state"], ended["user"]) == (stand.plan.lease, "ended", "ann")
+    assert [step[0] for step in ended["trace"]][-1:] == ["teardown"]
+    assert (stand.folder.parent / history.OF_USER).stat().st_mode & 0o777 == 0o600
 
 
 # What only a process of its own shows
@@ -234,7 +258,9 @@ def launched(stand: Stand) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     launcher = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert launcher.stdin is not None
     assert launcher.stdout is not None
-    launcher.stdin.write(json.dumps({"plan": stand.plan.to_dict(), "launcher": "LAUNCHER"}).encode())
+    plan = replace(stand.plan, trace=True).to_dict()
+    trace = {"origin": time.monotonic() - 1, "steps": [["launcher", 0.0, 1.0]]}
+    launcher.stdin.write(json.dumps({"plan": plan, "launcher": "LAUNCHER", "trace": trace}).encode())
     launcher.stdin.close()
     pid = int(launcher.stdout.readline())
     wait_for(lambda: state_of(stand) == "running")
@@ -280,11 +306,17 @@ def test_it_serves_until_its_last_launcher_has_gone(
 ) -> None:
     script = (
         "import sys; from wnodes_core.guest import client;"
-        "end = client.run(sys.argv[1], client.Command(['echo', 'hi'], '/', {}));"
+        "end = client.run(sys.argv[1], client.Command(['sh', '-c', 'echo hi; echo own >&2'], '/', {}),"
+        " progress=client.show_progress);"
         "sys.exit(end.code)"
     )
     argv = [sys.executable, "-I", "-c", script, str(stand.folder / "keeper.sock")]
     done = subprocess.run(argv, capture_output=True, timeout=20)
     assert (done.returncode, done.stdout) == (0, b"hi\n"), done.stderr
+    line, own = done.stderr.decode().splitlines()
+    assert re.fullmatch(
+        r"wnodes: cold start in [1-9]\.\d{3} s \(launcher 1\.00, .*boot \d\.\d\d.*\)", line
+    ), line
+    assert own == "own"
     wait_for(lambda: not stand.folder.exists())
     assert launched[0].wait(PATIENCE_S) == 0

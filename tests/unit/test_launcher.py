@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from wnodes_core import launcher
+from wnodes_core.cli import parsers, run
 from wnodes_core.guest.client import Exit
+from wnodes_core.trace import Trace
 
 # A keeper that writes down what it was born with, and waits for its end.
 KEEPER = """
@@ -34,6 +36,7 @@ time.sleep(60)
 LAUNCHER = """
 import json, os, sys, time
 from wnodes_core import launcher
+from wnodes_core.cli import parsers, run
 real = os.execve
 keeper, born = sys.argv[2], sys.argv[3]
 def execve(program, argv, environ):
@@ -176,3 +179,41 @@ def test_the_site_s_list_of_host_commands_replaces_the_adapter_s(mocker):
     assert launcher._lease("slurm", "/s", ("srun", "sbatch")) == ("/l", ("srun", "sbatch"))
     call.return_value = {**grant, "host_commands": ["srun"]}
     assert launcher._lease("slurm", "/s", ("srun", "sbatch")) == ("/l", ("srun",))
+
+
+def test_launch_was_called_when_our_process_was_made() -> None:
+    before = time.monotonic()
+    ask = "import time; from wnodes_core import launcher; print(launcher.process_began(), time.monotonic())"
+    time.sleep(0.05)
+    called = time.monotonic()
+    done = subprocess.run([sys.executable, "-I", "-c", ask], capture_output=True, text=True, timeout=20)
+    began, asked = map(float, done.stdout.split())
+    # The kernel counts in ticks of 10 ms, of which we take the middle.
+    assert before < called - 0.006 <= began < asked <= time.monotonic()
+
+
+def test_the_keeper_is_told_what_came_before_it(mocker: Any) -> None:
+    grant = {"role": "start", "folder": "/l", "home": "job", "plan": {}, "token": "t"}
+    mocker.patch.object(launcher, "call", side_effect=lambda *a, **k: time.sleep(0.05) or grant)
+    start_keeper = mocker.patch.object(launcher, "start_keeper")
+    mocker.patch.object(launcher, "process_began", return_value=time.monotonic() - 1)
+    launcher._lease("slurm", "/s", ())
+    trace = Trace.from_dict(json.loads(json.dumps(start_keeper.call_args.args[0]["trace"])))
+    first, second = trace.steps
+    assert (first.name, first.begin) == ("launcher", 0) and first.seconds == pytest.approx(1, abs=0.05)
+    assert second.name == "lease" and second.begin == first.end and second.seconds >= 0.05
+    assert trace.origin == pytest.approx(time.monotonic() - second.end, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["auto", "warm", "cold"])
+def test_run_asks_for_a_kind_of_start(kind: str) -> None:
+    args = parsers.build(["run"]).parse_args(["run", "--vm", "image=a,start=warm", "--start", kind, "--", "true"])
+    assert run.request_of(args).start == kind
+    args = parsers.build(["run"]).parse_args(["run", "--vm", "image=a,start=warm", "--", "true"])
+    assert run.request_of(args).start == "warm"
+
+
+def test_run_refuses_another_kind_of_start(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsers.build(["run"]).parse_args(["run", "--start", "hot", "--", "true"])
+    assert "invalid choice: 'hot'" in capsys.readouterr().err

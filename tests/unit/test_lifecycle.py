@@ -48,7 +48,7 @@ def test_the_order_of_the_journal_is_disk_vm_mounts_and_back(stand: Stand) -> No
     assert stand.lines() == [f"{op} {kind}" for kind in up for op in ("making", "made")] + [
         f"gone {kind}" for kind in reversed(up)
     ]
-    assert [name for name, _ in stand.trace.steps] == ["overlay", "define", "boot", "agent", "mount", "teardown"]
+    assert [step.name for step in stand.trace.steps] == ["overlay", "define", "boot", "agent", "mount", "teardown"]
     assert stand.said == ["booting deb (1 cpus, 128 MiB, tcg)"]
 
 

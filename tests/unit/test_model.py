@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from wnodes_core import model, request
 from wnodes_core.errors import BadRequest
-from wnodes_core.model import Boot, Image, ImageRef, Job, Mount, Owner, Process, Trace, VmRequest, parse_size_mib
+from wnodes_core.model import Boot, Image, ImageRef, Job, Mount, Owner, Process, VmRequest, parse_size_mib
 
 
 def test_doctests():
@@ -98,13 +98,6 @@ def test_an_image_survives_json():
 
 def test_a_job_key_names_lrms_node_and_job():
     assert Job("slurm", "12", "n0", 1, 1, "u").key == "slurm-n0-12"
-
-
-def test_a_trace_prints_one_phase_a_line():
-    trace = Trace()
-    trace.add("boot", 1.23456)
-    trace.add("run", 2)
-    assert trace.table().splitlines() == ["  boot                    1.235 s", "  run                     2.000 s"]
 
 
 def test_owner_and_process_are_plain_values():

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ from typing import Any
 from wnodes_core import processes
 from wnodes_core.agent import leases, requeueing
 from wnodes_core.agent.ending import Undoer
-from wnodes_core.agent.history import History
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.metrics import Metrics
 from wnodes_core.agent.verdicts import Verdicts
 from wnodes_core.command import PATH
 from wnodes_core.errors import WnodesError, from_dict
+from wnodes_core.history import History
 from wnodes_core.journal import Journal
 from wnodes_core.model import Job, Process, VmRequest
 from wnodes_core.plugins import Plugins
@@ -64,7 +64,9 @@ class Daemon:
         self.settings = parts.settings
         self.leases: dict[str, Lease] = {}
         self.history = History(self.settings.state_dir)
-        self.metrics = Metrics(self.leases.values)
+        self.warm_images: Callable[[], Iterable[str]] = tuple  # digests of images with a template here; blocks
+        self.warm_gauges: Callable[[], Mapping[str, float]] = dict  # ``templates``, ``pool_idle``
+        self.metrics = Metrics(self.leases.values, lambda: self.warm_gauges())
         self.verdicts = Verdicts(f"{self.settings.state_dir}/requeues.json")
         self.undoer = Undoer(parts.store)
         self.accel: asyncio.Future[str] | None = None

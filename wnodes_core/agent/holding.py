@@ -16,7 +16,6 @@ from wnodes_core.model import Process
 
 _PAUSE_S = 0.02  # between two messages of a keeper: it is a user's process and might chatter
 _STATES = ("starting", "running", "ending", "failed", "gone", "paused")
-_TRACE_STEPS = 64
 
 
 class Holding:
@@ -89,7 +88,7 @@ class Holding:
         if state not in _STATES:
             return
         lease.keeper_state = state
-        self._note_trace(lease, message.get("trace"))
+        self._daemon.metrics.heard(lease.timing, lease.timing.hear(message))
         # Told again with the failure: we may have been away when the guest came up.
         lease.ran = lease.ran or (state == "failed" and bool(message.get("ran")))
         if state == "failed" and isinstance(message.get("error"), dict):
@@ -102,23 +101,8 @@ class Holding:
             self._warm.began(lease)
             await self._daemon.save(lease)
 
-    def _note_trace(self, lease: Lease, steps: object) -> None:
-        """The keeper's trace, cumulative in each message, after our own steps; each counted once."""
-        own = [step for step in lease.trace if step[0] in ("admit", "image")]
-        theirs = [step for step in (steps if isinstance(steps, list) else [])[:_TRACE_STEPS] if _is_step(step)]
-        lease.trace = own + [[step[0][:40], float(step[1])] for step in theirs]
-        for name, seconds in lease.trace[lease.observed :]:
-            self._daemon.metrics.observe(name, seconds)
-        lease.observed = max(lease.observed, len(lease.trace))
-
     def _closed(self, connection: Connection, lease: Lease) -> None:
         if lease.connection is connection:
             lease.connection = None
             if not self._daemon.stopping:
                 self._daemon.end(lease, "the keeper let go of the lease")
-
-
-def _is_step(step: object) -> bool:
-    if not isinstance(step, list) or len(step) != 2 or not isinstance(step[0], str):
-        return False
-    return isinstance(step[1], int | float) and 0 <= step[1] < 1e7

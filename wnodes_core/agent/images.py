@@ -46,8 +46,7 @@ class Images:
             raise bounded from error
         lease.image = image
         seconds = time.monotonic() - began
-        lease.trace.append(["image", round(seconds, 4)])
-        lease.observed = len(lease.trace)
+        lease.timing.note("image", seconds)
         daemon.metrics.observe("image", seconds)
         daemon.metrics.fetches.labels("ok").inc()
         daemon.metrics.cache_bytes.set(await daemon.slow(metrics.bytes_below, daemon.settings.images.folder))

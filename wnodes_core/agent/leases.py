@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from wnodes_core.agent.protocol import Connection, Peer
+from wnodes_core.agent.timing import Timing
 from wnodes_core.errors import BadRequest
 from wnodes_core.files import private_folder, sync_folder, write_atomic
 from wnodes_core.journal import Journal, Resource
@@ -65,7 +66,7 @@ class Lease:
     reason: str = ""
     error: dict[str, Any] | None = None
     boot_id: str = ""
-    trace: list[list[Any]] = field(default_factory=list)
+    timing: Timing = field(default_factory=Timing)
     # From here on: this process's memory only.
     keeper_state: str = ""
     ran: bool = False  # its keeper has said once that the VM runs
@@ -79,7 +80,6 @@ class Lease:
     tries: int = 0
     retry_at: float = 0.0
     misses: int = 0  # sweeps in a row in which the batch system did not know the job
-    observed: int = 0  # trace steps already counted in the metrics
     watches: dict[str, int] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -102,7 +102,7 @@ class Lease:
             "reason": self.reason,
             "error": self.error,
             "boot_id": self.boot_id,
-            "trace": self.trace,
+            "trace": self.timing.facts(),
         }
 
     def save(self) -> None:
@@ -124,7 +124,7 @@ class Lease:
             "folder": self.folder,
             "home": self.home,
             "since": self.created,
-            "trace": self.trace,
+            **self.timing.shown(),
             "reason": self.reason,
             "error": self.error,
             "keeper_pid": self.keeper.pid if self.keeper else 0,
@@ -278,8 +278,7 @@ def load(path: Path, journal_type: type[Journal]) -> Lease | None:
         reason=data["reason"],
         error=data["error"],
         boot_id=data["boot_id"],
-        trace=data["trace"],
-        observed=len(data["trace"]),
+        timing=Timing.from_facts(data["trace"]),
     )
 
 

@@ -7,7 +7,7 @@ import ipaddress
 import os
 import time
 from collections import Counter as Count
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -15,11 +15,18 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from wnodes_core import __version__
 from wnodes_core.agent.leases import Lease, State
-from wnodes_core.errors import SettingsError
+from wnodes_core.agent.timing import Timing
+from wnodes_core.errors import SettingsError, kinds
+from wnodes_core.trace import FIRST, Start, Step
 
 # Phases come from keepers, which are users' processes: a fixed set bounds the labels.
-PHASES = ("queue", "admit", "image", "overlay", "define", "boot", "agent", "mount", "first", "run", "teardown")
-BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 20, 60, 300, 1800)
+PHASES = (
+    *("queue", "admit", "image", "template", "launcher", "lease", "keeper", "overlay", "define", "boot"),
+    *("clone", "wake", "grow", "claim", "agent", "mount", FIRST, "run", "teardown"),
+)
+BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300, 1800)
+# How a start came to be no clone: kinds of ours and no words of a user's.
+REASONS = frozenset(kinds())
 _REQUEST_S = 5.0
 # Any user may connect, and no scraper needs more: open files and time are wnodesd's, not theirs.
 _MAX_SCRAPERS = 32
@@ -29,15 +36,25 @@ _FRESH_S = 1.0
 class Metrics:
     """What is counted; ``text()`` is the exposition. Leases by state are counted when asked."""
 
-    def __init__(self, leases: Callable[[], Iterable[Lease]] = list) -> None:
+    def __init__(
+        self, leases: Callable[[], Iterable[Lease]] = list, warm: Callable[[], Mapping[str, float]] = dict
+    ) -> None:
         self.registry = CollectorRegistry()
         self._leases = leases
+        self._warm = warm
         self._scrapers = 0
         self._said: tuple[float, bytes] = (-_FRESH_S, b"")
         own = self.registry
         self._states = Gauge("wnodes_leases", "Leases on this node", ["state"], registry=own)
         name = "wnodes_lease_phase_seconds"
         self._phase = Histogram(name, "Time in a phase", ["phase"], buckets=BUCKETS, registry=own)
+        name = "wnodes_lease_start_seconds"
+        self._start = Histogram(
+            name, "LAUNCH called to the user's first instruction", ["kind"], buckets=BUCKETS, registry=own
+        )
+        self._fallbacks = Counter("wnodes_start_fallbacks", "Clones that became boots", ["reason"], registry=own)
+        self._templates = Gauge("wnodes_templates", "Images with a warm template on this node", registry=own)
+        self._idle = Gauge("wnodes_pool_idle", "Clones that wait for a job", registry=own)
         self.cache_bytes = Gauge("wnodes_image_cache_bytes", "Bytes of images on this node", registry=own)
         self.fetches = Counter("wnodes_image_fetches", "Images asked of the store", ["outcome"], registry=own)
         self.errors = Counter("wnodes_errors", "Errors told to a job", ["verdict"], registry=own)
@@ -49,6 +66,18 @@ class Metrics:
         """Count one phase of one lease."""
         self._phase.labels(phase if phase in PHASES else "other").observe(seconds)
 
+    def heard(self, timing: Timing, new: Iterable[Step]) -> None:
+        """Count what a keeper has told, a start and a fallback once a lease."""
+        start = timing.start or Start()
+        if start.fallback and not timing.fell_back:
+            timing.fell_back = True
+            self._fallbacks.labels(start.fallback if start.fallback in REASONS else "other").inc()
+        for step in new:
+            self.observe(step.name, step.seconds)
+            if step.name == FIRST and not timing.started:
+                timing.started = True
+                self._start.labels(start.kind).observe(max(0.0, step.end))
+
     def text(self) -> bytes:
         """The exposition in Prometheus' text format; no older than a second."""
         if time.monotonic() - self._said[0] < _FRESH_S:
@@ -56,6 +85,9 @@ class Metrics:
         counted = Count(str(lease.state) for lease in self._leases())
         for state in State:
             self._states.labels(str(state)).set(counted.get(str(state), 0))
+        warm = self._warm()
+        self._templates.set(warm.get("templates", 0))
+        self._idle.set(warm.get("pool_idle", 0))
         self._said = (time.monotonic(), bytes(generate_latest(self.registry)))
         return self._said[1]
 

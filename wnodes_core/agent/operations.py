@@ -35,6 +35,7 @@ class Operations:
         self.images = Images(daemon)
         self.warm = Warm(daemon)
         daemon.undoer.let_out = self.warm.undo
+        daemon.warm_images, daemon.warm_gauges = self.warm.images, self.warm.gauges
         self.launching = Launching(daemon, self.images, self.warm)
         self.holding = Holding(daemon, self.warm)
         self._table: dict[str, Callable[[Connection, dict[str, Any]], Awaitable[Reply]]] = {
@@ -158,8 +159,7 @@ def _root_only(connection: Connection, operation: str) -> None:
 
 
 def _note(daemon: Daemon, lease: Lease, phase: str, seconds: float) -> None:
-    lease.trace.append([phase, round(seconds, 4)])
-    lease.observed = len(lease.trace)
+    lease.timing.note(phase, seconds)
     daemon.metrics.observe(phase, seconds)
 
 

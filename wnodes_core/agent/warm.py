@@ -68,6 +68,14 @@ class Warm:
             log.warning("template %s: %s", template.id, error, extra={"event": "warm", "lease": lease.id})
             return None
 
+    def images(self) -> set[str]:
+        """Digests of the images that can start warm here. Blocks."""
+        return {kept.template.image for kept in self._chooser().shelf.all()}
+
+    def gauges(self) -> dict[str, float]:
+        """For the metrics."""
+        return {"templates": len(self._chooser().shelf.all()), "pool_idle": 0}
+
     def _size(self, lease: Lease, accel: str) -> Size:
         memory = guest_memory_mib(lease.request, lease.job, self._daemon.settings, accel)
         return Size.of(lease.request, lease.job.cpus, memory)

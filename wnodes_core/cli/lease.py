@@ -5,12 +5,29 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from wnodes_core.cli import leases, output, parsers
+from wnodes_core.cli import leases, output, parsers, waterfall
 from wnodes_core.errors import RequestError
+from wnodes_core.trace import took
 
+_TRACE = """\
+Draw the start of a lease's VM, running or ended, as a waterfall: for each phase when it began (seconds from
+LAUNCH called, the moment in which the batch system started the task or the shell started 'wnodes run'), how
+long it took, and a bar. The axis ends with the user's first instruction; phases may overlap.
+
+The first line says how the VM came up: 'cold' (booted), 'warm' (cloned for this job) or 'pool' (cloned before
+it came); which way and from which template; after 'no clone' the kind of error that made it a boot instead.
+
+  admit     wnodesd checks the request (before LAUNCH)    overlay   the disk's copy-on-write layer
+  image     the image comes to this node                  define    libvirt starts QEMU, to boot
+  launcher  our program in front of the task starts       boot      the guest's kernel, to our agent's answer
+  lease     wnodesd grants the lease                      clone     QEMU starts as a copy of the template
+  template  'wnodes run' looks for a template             wake      the copy answers, with its own identity
+  keeper    the VM's own process starts                   agent     user, groups and host name in the guest
+                                                          mount     the job's files
+  first instruction   the command starts in the guest     run, teardown   what follows"""
 _STATES = {"running": "green", "failed": "red", "ending": "yellow", "over": "dim"}
 
 
@@ -25,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
         "those of 'wnodes run' without wnodesd among them. LEASE is an id, its beginning, or a job id.",
         examples="""
         wnodes lease list
-        wnodes lease trace 1234        # seconds in each phase of job 1234's VM
+        wnodes lease trace 1234        # where the start of job 1234's VM spent its time
         wnodes lease console -f 1234   # watch its serial console
         wnodes lease release 1234 --yes""",
     )
@@ -50,9 +67,10 @@ def _add_looking(group: Any) -> None:
         group,
         "trace",
         _trace,
-        "show how long each phase took",
-        "Draw the phases of a lease one after the other, each with its seconds.",
-        "wnodes lease trace slurm-n0-1234",
+        "draw how long each phase of a start took",
+        _TRACE,
+        "wnodes lease trace 1234\nwnodes lease trace               # the only VM here, or the last that ended\n"
+        "wnodes lease trace 1234 --json | jq '.seconds'",
     )
 
 
@@ -86,7 +104,8 @@ def _add_release(group: Any) -> None:
 def _add(group: Any, name: str, handler: parsers.Handler, about: str, text: str, examples: str) -> Any:
     parser = parsers.add_command(group, name, handler, about=about, text=text, examples=examples)
     if name != "list":
-        parser.add_argument("lease", metavar="LEASE", help="lease id, its beginning, or a job id")
+        optional: dict[str, Any] = {"nargs": "?", "default": ""} if name == "trace" else {}
+        parser.add_argument("lease", metavar="LEASE", help="lease id, its beginning, or a job id", **optional)
     if name != "console":
         parsers.add_json(parser)
     return parser
@@ -124,7 +143,9 @@ def _show(args: argparse.Namespace) -> int:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(lease["since"]))
     shown = {**lease, "since": f"{since} ({output.age(time.time() - lease['since'])} ago)"}
     shown["state"] = output.paint(output.clean(lease["state"]), _STATES.get(lease["state"], "bold"))
-    shown["trace"] = f"{sum(s for _, s in lease['trace']):.3f} s in {len(lease['trace'])} phases"
+    steps = waterfall.steps_of(lease["trace"])
+    shown["start"] = waterfall.title(waterfall.start_of(lease["start"]), steps) if steps else ""
+    shown["trace"] = f"{len(steps)} phases" if steps else ""
     for key, value in shown.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
@@ -135,35 +156,15 @@ def _show(args: argparse.Namespace) -> int:
 
 def _trace(args: argparse.Namespace) -> int:
     lease = leases.one_lease(args.lease)
+    steps, start = waterfall.steps_of(lease["trace"]), waterfall.start_of(lease["start"])
     if args.json:
-        output.print_json({"id": lease["id"], "trace": lease["trace"]})
-    elif lease["trace"]:
-        print(waterfall(lease["trace"], shutil.get_terminal_size().columns))
+        told = {"id": lease["id"], "state": lease["state"], "start": asdict(start), "seconds": round(took(steps), 4)}
+        output.print_json({**told, "trace": [step._asdict() for step in steps]})
+    elif steps:
+        print(waterfall.draw(steps, start, shutil.get_terminal_size().columns))
     else:
-        print("no phase has ended yet")
+        print(f"lease {lease['id']}: no phase has ended yet")
     return 0
-
-
-def waterfall(steps: Sequence[Sequence[Any]], columns: int) -> str:
-    """The phases as bars, each beginning where the one before ended.
-
-    >>> print(waterfall([("image", 1.0), ("boot", 3.0)], 39))
-    image      1.000 s  |####            |
-    boot       3.000 s  |    ############|
-    total      4.000 s
-    """
-    names = [output.clean(name) for name, _ in steps]
-    wide = max(map(len, [*names, "total"])) + 2
-    room = max(10, min(columns, 120) - wide - 16)
-    total = sum(seconds for _, seconds in steps)
-    lines, at = [], 0.0
-    for name, (_, seconds) in zip(names, steps, strict=True):
-        begin = round(room * at / total) if total else 0
-        at += seconds
-        end = round(room * at / total) if total else 0
-        bar = " " * begin + ("#" * (end - begin) or ("." if begin < room else ""))
-        lines.append(f"{name:<{wide}}{seconds:>9.3f} s  |{bar:<{room}}|")
-    return "\n".join([*lines, f"{'total':<{wide}}{total:>9.3f} s"])
 
 
 def _console(args: argparse.Namespace) -> int:
@@ -175,6 +176,8 @@ def _console(args: argparse.Namespace) -> int:
 
 def _release(args: argparse.Namespace) -> int:
     lease = leases.one_lease(args.lease)
+    if lease["state"] == "ended":
+        raise RequestError(f"lease {lease['id']}: it has ended already")
     if not args.yes:
         answer = output.confirm(f"End lease {lease['id']} of {lease['user']} ({lease['image']}, {lease['state']})?")
         if answer is None:

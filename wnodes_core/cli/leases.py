@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wnodes_core import settings
+from wnodes_core import history, settings
 from wnodes_core.agent import client
 from wnodes_core.cli.output import clean
 from wnodes_core.errors import RequestError, TransientError
@@ -16,8 +16,9 @@ from wnodes_core.files import read_tail
 
 _MAX_STATE_BYTES = 1 << 20
 _TIMEOUT_S = 10.0
+_NAMED = 8  # leases that an error names
 # What every lease has, whoever told of it; also the keys that --json always prints.
-KEYS = ("id", "lrms", "job_id", "node", "user", "uid", "image", "state", "since", "folder", "trace", "origin")
+KEYS = ("id", "lrms", "job_id", "node", "user", "uid", "image", "state", "since", "folder", "trace", "start", "origin")
 
 Lease = dict[str, Any]
 
@@ -33,7 +34,9 @@ def all_leases(*, ended: bool = False) -> list[Lease]:
     A daemon that is not there is no error (an embedded user has none); one that does not answer
     is warned of on stderr.
     """
-    found = [_normal(lease, "embedded") for lease in embedded_states(f"/var/tmp/wnodes-{os.getuid()}")]
+    own = f"/var/tmp/wnodes-{os.getuid()}"
+    states = {lease["id"]: lease for lease in (embedded_ended(own) if ended else []) + embedded_states(own)}
+    found = [_normal(lease, "embedded") for lease in states.values()]
     path = daemon_socket()
     if os.path.exists(path):
         try:
@@ -63,22 +66,32 @@ def embedded_states(root: str) -> list[dict[str, Any]]:
     return found
 
 
+def embedded_ended(root: str) -> list[dict[str, Any]]:
+    """What the caller's embedded runs were, if ``root`` is the caller's own."""
+    try:
+        own = os.lstat(root).st_uid == os.getuid()
+    except OSError:
+        return []
+    return list(history.read(Path(root, history.OF_USER))) if own else []
+
+
 def _normal(lease: dict[str, Any], origin: str) -> Lease:
-    empty: Lease = {key: "" for key in KEYS} | {"uid": -1, "since": 0.0, "trace": []}
+    empty: Lease = {key: "" for key in KEYS} | {"uid": -1, "since": 0.0, "trace": [], "start": None}
     return {**empty, **lease, "origin": origin}
 
 
 def one_lease(word: str) -> Lease:
-    """The lease with this id, this beginning of an id, or this job id.
+    """The lease with this id, this beginning of an id, or this job id; '' is the only one, or the last that ended.
 
     Raises RequestError if there is none, or more than one.
     """
     found = all_leases(ended=True)
     living = [lease for lease in found if lease["state"] != "ended"]
     for matches in (
+        [] if word else living or found[-1:],
         [lease for lease in found if lease["id"] == word],
         [lease for lease in living if word == lease["job_id"]],
-        [lease for lease in living if lease["id"].startswith(word)],
+        [lease for lease in living if word and lease["id"].startswith(word)],
         [lease for lease in found if word == lease["job_id"]][-1:],  # a job id may have come back
     ):
         if len(matches) == 1:
@@ -86,4 +99,6 @@ def one_lease(word: str) -> Lease:
         if matches:
             ids = ", ".join(lease["id"] for lease in matches)
             raise RequestError(f"lease {word!r}: more than one answers to that: {ids}", hint="name one by its id")
-    raise RequestError(f"lease {word!r}: no such lease of yours on this node", hint="see wnodes lease list")
+    ids = ", ".join(clean(lease["id"]) for lease in found[-_NAMED:])
+    there = f"the last on this node: {ids}" if found else "there is none on this node, and none has ended"
+    raise RequestError(f"lease {word!r}: no such lease of yours; {there}", hint="see wnodes lease list --ended")

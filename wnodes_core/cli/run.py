@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,8 @@ examples:
   wnodes run --image debian12 -- uname -a
   wnodes run --image debian12 -it -- bash
   wnodes run --image el9:2026.1 --cpus 2 --memory 4G --mount /data:/data:ro -- ./analyse.sh
-  wnodes run --vm image=debian12,memory=2G --trace -- make test
+  wnodes run --vm image=debian12,memory=2G,trace=yes -- make test
+  wnodes run --image debian12 --start warm --trace -- true
 
 The current folder is mounted at the same path in the guest. The exit code is the command's own;
 125 means that the VM could not be had or was lost, and the message says why.
@@ -56,7 +58,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
     parser.add_argument("--no-workdir", action="store_true", help="do not mount the current folder")
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="override the site's accelerator")
-    parser.add_argument("--trace", action="store_true", help="print the seconds of each phase to stderr at the end")
+    parser.add_argument(
+        "--start",
+        choices=("auto", "warm", "cold"),
+        help="auto: clone a booted guest where one is there; warm: make one for that if need be; cold: boot",
+    )
+    parser.add_argument("--trace", action="store_true", help="draw the phases of the start on stderr at the end")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARG …]")
     parser.set_defaults(func=run)
@@ -65,7 +72,7 @@ def add_parser(subparsers: Any) -> None:
 def request_of(args: argparse.Namespace) -> VmRequest:
     """The request that the options spell. Raises BadRequest."""
     request = VmRequest.parse(args.vm) if args.vm else VmRequest()
-    words = [("image", args.image), ("cpus", args.cpus), ("memory", args.memory)]
+    words = [("image", args.image), ("cpus", args.cpus), ("memory", args.memory), ("start", args.start)]
     given = [f"{key}={value}" for key, value in words if value is not None]
     if given:
         request = request.merged(VmRequest.parse(",".join(given)))
@@ -92,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     except WnodesError as error:
         launcher.refuse(error)
     if told:
-        print("wnodes: trace\n" + trace, file=told, flush=True)
+        print(f"wnodes: {trace}", file=told, flush=True)
     return launcher.finish(command, end)
 
 
@@ -103,19 +110,19 @@ def _run_in_vm(args: argparse.Namespace, command: Command, closed: tuple[int, ..
     progress = (lambda text: None) if args.quiet else client.show_progress
     lease, folder = embedded.new_lease()
     pid = 0
-    trace = Trace()
+    trace = Trace(origin=launcher.process_began())
     try:
         job = embedded.own_job(lease, work_dir="" if args.no_workdir else command.cwd)
         with _image_and_plan(args, settings, job, folder, trace, progress) as plan:
             given = {"plan": plan, "disabled": list(settings.plugins.disabled), "launcher": os.getpid()}
+            given["trace"] = trace.to_dict()
             pid = launcher.start_keeper(given, leave_family=False)
             gone = partial(launcher.keeper_gone, pid)
             end = client.run(f"{folder}/keeper.sock", command, closed=closed, progress=progress, gone=gone)
-            if args.trace:
-                trace.steps += _trace_of(folder)
+            drawn = _drawn(folder) if args.trace else ""
     finally:
         embedded.warn(embedded.wait_for_keeper(pid, folder) if pid else embedded.undo(Path(folder)))
-    return end, trace.table()
+    return end, drawn
 
 
 @contextmanager
@@ -131,14 +138,15 @@ def _image_and_plan(
     hook = Plugins(disabled=settings.plugins.disabled).hook
     request = policy.admit(request_of(args), job, settings, hook)
     accel = _accel(args.accel or settings.accel, settings, hook, progress)
-    began = time.monotonic()
+    trace.catch_up("launcher")
     stores = layers.open_stores(settings, hook)
     entry = stores.resolve(request.image)
     with closing(Bar(f"image {entry}", delay_s=1e9 if args.quiet else 1.0)) as bar:
         image = stores.ensure(entry, bar, time.monotonic() + settings.images.fetch_timeout_s)
     with use.hold(image.path):
-        trace.add("image", time.monotonic() - began)
+        trace.catch_up("image")
         template = _template(request, job, image, settings, accel, hook, progress)
+        trace.catch_up("template")
         where = {"lease": os.path.basename(folder), "folder": folder}
         yield plan.make(request, job, image, settings, accel, template=template, **where)
 
@@ -163,14 +171,15 @@ def _accel(wanted: str, settings: Any, hook: Any, progress: Callable[[str], None
     return str(found["accel"])
 
 
-def _trace_of(folder: str, wait_s: float = 0.5) -> list[tuple[str, float]]:
-    """The keeper's part of the trace; it may write down the command's end a moment after us."""
+def _drawn(folder: str, wait_s: float = 0.5) -> str:
+    """The trace as the keeper has it; it may write down the command's end a moment after us."""
+    from wnodes_core.cli import waterfall
+
     deadline = time.monotonic() + wait_s
-    steps: list[tuple[str, float]] = []
-    while time.monotonic() < deadline and not any(name == "run" for name, _ in steps):
-        with suppress(OSError, ValueError, KeyError):
-            steps = [
-                (name, seconds) for name, seconds in json.loads((Path(folder) / "lease.json").read_text())["trace"]
-            ]
+    steps, start = waterfall.steps_of([]), waterfall.start_of({})
+    while time.monotonic() < deadline and not any(step.name == "run" for step in steps):
+        with suppress(OSError, ValueError):
+            told = json.loads((Path(folder) / "lease.json").read_text())
+            steps, start = waterfall.steps_of(told.get("trace")), waterfall.start_of(told.get("start"))
         time.sleep(0.01)
-    return steps
+    return waterfall.draw(steps, start, shutil.get_terminal_size().columns)

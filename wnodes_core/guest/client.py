@@ -65,7 +65,7 @@ def run(
 ) -> Exit:
     """Run ``command`` in the guest behind the keeper's socket and return how it ended.
 
-    ``closed`` is what ``reserve_stdio`` returned; ``progress`` gets what goes on before the guest is ready;
+    ``closed`` is what ``reserve_stdio`` returned; ``progress`` gets what goes on before the command says anything;
     ``gone`` says that the keeper is dead, so that there is none to wait for. A
     deadly signal that arrives before the command runs is returned as its ending.
 
@@ -237,7 +237,7 @@ class _Client:
         if "error" in note:
             raise from_dict(note["error"])
         if "progress" in note:
-            self._progress(str(note["progress"]))
+            self._progress(str(note["progress"]) + "\r" * bool(self._terminal and self._started))  # raw by then
         if note.get("ready"):
             self._started = True
             if self._terminal is not None:

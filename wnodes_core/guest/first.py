@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wnodes_core.guest import frames
+from wnodes_core.trace import FIRST
 
 
 class FirstCommand:
@@ -16,7 +17,7 @@ class FirstCommand:
     succeeded, so the sign costs nothing. A command that cannot start has neither phase.
     """
 
-    def __init__(self, report: Callable[[str, float], None]) -> None:
+    def __init__(self, report: Callable[[str, float], str]) -> None:
         self._report = report
         self._stream = 0
         self._opened = self._began = 0.0
@@ -26,17 +27,21 @@ class FirstCommand:
         if not self._opened:
             self._stream, self._opened = stream, time.monotonic()
 
-    def saw(self, kind: int, stream: int, failed: Callable[[], Any]) -> None:
-        """A frame has come; ``failed`` says of an EXIT whether the command never started."""
+    def saw(self, kind: int, stream: int, failed: Callable[[], Any]) -> str:
+        """A frame has come; ``failed`` says of an EXIT whether the command never started.
+
+        What it returns is for the command's launcher, before the frame.
+        """
         if stream != self._stream:
-            return
-        now = time.monotonic()
+            return ""
+        now, said = time.monotonic(), ""
         if not self._began:
             if kind == frames.EXIT and failed():
                 self._stream = 0
-                return
+                return ""
             self._began = now
-            self._report("first instruction", now - self._opened)
+            said = self._report(FIRST, now - self._opened)
         if kind == frames.EXIT:
             self._stream = 0
             self._report("run", now - self._began)
+        return said

@@ -35,7 +35,7 @@ class Relay:
         self.on_first: Callable[[], None] = lambda: None
         self.on_last_closed: Callable[[], None] = lambda: None
         self.on_pause: PauseHook | None = None
-        self.on_phase: Callable[[str, float], None] = lambda name, seconds: None
+        self.on_phase: Callable[[str, float], str] = lambda name, seconds: ""  # returns what to tell the launcher
         self.first = FirstCommand(lambda name, seconds: self.on_phase(name, seconds))
         self.channel: GuestChannel | None = None
         self.launchers: list[Launcher] = []  # oldest first
@@ -244,8 +244,9 @@ class Launcher(asyncio.BufferedProtocol):
             ending = decode(payload)
         elif kind not in _PASSED:
             raise frames.ProtocolError(f"frame of type {kind} from the guest")
+        if said := self._relay.first.saw(kind, inner, lambda: ending.get("error")):
+            self.note({"progress": said})
         self._send(kind, sub, self._names.get(inner, inner), payload)
-        self._relay.first.saw(kind, inner, lambda: ending.get("error"))
         if kind == frames.EXIT:
             self._over(inner)
 
