@@ -252,6 +252,7 @@ def test_a_request_that_cannot_be_had_is_refused_with_value_and_wish(stage, word
 def test_a_run_as_a_stranger_sees_it(stage):
     data = os.urandom(20 << 20)
     script = "uname -r >&2; hostname >&2; cat; exit 42"
+    began = time.time()
     words = ("--vm", "image=debian12,trace=yes", "--start", "cold", "--trace")
     done = run(stage, *words, "--", "sh", "-c", script, stdin=data)
     said = done.stderr.decode()
@@ -266,6 +267,11 @@ def test_a_run_as_a_stranger_sees_it(stage):
     phases = [line.split()[0] for line in said.partition("\nphase ")[2].splitlines()[1:]]
     assert phases[:5] == ["launcher", "image", "template", "keeper", "overlay"], said
     assert phases[-4:] == ["agent", "mount", "first", "run"], said
+    ended = json.loads(stage.run(WNODES, "lease", "list", "--ended", "--json").stdout)
+    ids = [lease["id"] for lease in ended if lease["state"] == "ended" and lease["since"] >= began]
+    told = [json.loads(stage.run(WNODES, "lease", "trace", name, "--json").stdout) for name in ids]
+    (mine,) = [each for each in told if abs(each["seconds"] - float(lines[1].split()[4])) < 0.002]
+    assert mine["start"]["kind"] == "cold" and mine["trace"][-1]["name"] == "teardown", mine
 
 
 @leaves_nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def test_the_first_job_boots_and_the_next_are_clones(site: Site) -> None:
     assert len({run[0] for run in (cold, first, second)}) == 3, "boot ids"
     assert len({run[1] for run in (cold, first, second)}) == 3, "host names"
     assert int(second[2]) > int(first[2]) + 600, (first, second)
+    site.assert_nothing_left()
+
+
+def test_the_user_says_how_the_vm_comes_up_and_sees_where_the_time_went(site: Site) -> None:
+    wait_for(lambda: _templates(site), "template", 120)
+    _, phases = _ran(site, "--vm-start=cold")
+    assert "boot" in phases and "clone" not in phases, phases
+    out, phases = _ran(site, "--vm-start=warm", "--vm=start=cold,trace=yes")
+    assert phases[:5] == ["admit", "image", "launcher", "lease", "keeper"] and "clone" in phases, phases
+    line = r"wnodes: warm start in \d+\.\d{3} s \(.*keeper .*clone .*wake .*\)"
+    assert re.fullmatch(line, out[0]), out
+    start = next(each["start"] for each in site.ask({"op": "leases", "ended": True})["leases"][::-1] if each["start"])
+    assert start["kind"] == "warm" and start["way"] and start["template"] and not start["fallback"], start
     site.assert_nothing_left()
 
 

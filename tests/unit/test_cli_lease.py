@@ -148,7 +148,7 @@ def test_trace(daemon: Daemon, monkeypatch, capsys) -> None:
 
 def test_trace_without_a_name_is_of_the_only_lease_or_the_last(daemon: Daemon, capsys) -> None:
     assert cli.main(["lease", "trace"]) == 1
-    assert "more than one answers to that: slurm-n0-12-ab12cd, slurm-n0-13-ffffff" in capsys.readouterr().err
+    assert "which lease? more than one is here: slurm-n0-12-ab12cd, slurm-n0-13-ffffff" in capsys.readouterr().err
     ended = [a_lease(id=f"slurm-n0-{n}-e", state="ended", since=n, trace=[["boot", 0.0, n]]) for n in (1, 2)]
     daemon.replies["leases"]["leases"] = [*ended, a_lease()]
     assert cli.main(["lease", "trace"]) == 0

@@ -98,7 +98,9 @@ def one_lease(word: str) -> Lease:
             return matches[0]
         if matches:
             ids = ", ".join(lease["id"] for lease in matches)
-            raise RequestError(f"lease {word!r}: more than one answers to that: {ids}", hint="name one by its id")
+            which = f"lease {word!r}: more than one answers to that" if word else "which lease? more than one is here"
+            raise RequestError(f"{which}: {ids}", hint="name one by its id")
     ids = ", ".join(clean(lease["id"]) for lease in found[-_NAMED:])
     there = f"the last on this node: {ids}" if found else "there is none on this node, and none has ended"
-    raise RequestError(f"lease {word!r}: no such lease of yours; {there}", hint="see wnodes lease list --ended")
+    which = f"lease {word!r}: no such lease of yours" if word else "no lease of yours"
+    raise RequestError(f"{which}; {there}", hint="see wnodes lease list --ended")
