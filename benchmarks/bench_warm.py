@@ -68,7 +68,8 @@ def _kind(place: Ground, kind: str) -> Iterator[Figure]:
     limit = 1.5 * floor["restore"] + floor["channel"]
     note = (
         f"{p50 * 1000:.0f} ms against 1.5 × {floor['restore'] * 1000:.0f} ms (plain QEMU loads the "
-        f"same state and runs, median of {FLOORS}) + {floor['channel'] * 1000:.0f} ms (that guest wakes and runs `true` over the channel)"
+        f"same state and runs, median of {FLOORS}) + {floor['channel'] * 1000:.0f} ms (that guest wakes and "
+        f"runs `true` over the channel)"
     )
     yield Figure(f"warm start against its floor, {kind} image", p50 / limit, "×", "≤ 1", p50 <= limit, note)
 
@@ -102,7 +103,8 @@ def _crowd(place: Ground) -> Iterator[Figure]:
     curve = ", ".join(f"{n}: {found[n - 1]['seconds']:.3f} s, {found[n - 1]['private_mib']:.0f} MiB" for n in CROWD)
     share = statistics.median(run["private_mib"] for run in found) / CROWD_MIB
     yield Figure(
-        f"clones of a {CROWD_MIB} MiB template alive at once", len(found), "", f"≥ {CROWD[-1]}", len(found) >= CROWD[-1],
+        f"clones of a {CROWD_MIB} MiB template alive at once", len(found), "", f"≥ {CROWD[-1]}",
+        len(found) >= CROWD[-1],
         f"start and private memory of the Nth: {curve}; all answer at the end",
     )  # fmt: skip
     yield Figure(
