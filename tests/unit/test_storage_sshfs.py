@@ -173,11 +173,11 @@ def test_another_providers_attachment_is_left_alone() -> None:
 
 def test_guest_with_sshfs_gets_no_bundle() -> None:
     (step,) = sshfs.guest_steps(Mount("/a b", "/c", True), GUEST)
-    options = "passive,allow_other,idmap=none,dcache_timeout=1,ro"
+    stage = "/run/wnodes/mounts/org.wnodes.mount.0"
     assert step == {
-        "argv": ["sshfs", ":/a b", "/c", "-o", options],
+        "argv": ["sshfs", ":", stage, "-o", "passive,allow_other,idmap=none,dcache_timeout=1,fsname=wnodes"],
         "port": "org.wnodes.mount.0",
-        "mounted": "/c",
+        "mount": {"stage": stage, "target": "/c", "read_only": True},
         "timeout_s": 60.0,
     }
 

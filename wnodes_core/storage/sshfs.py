@@ -41,7 +41,8 @@ _NEEDS = tuple(
 # allow_other: root mounts, the job's user reads. No default_permissions: the server *is* the
 # user, so the host's own answer counts, ACLs included. A file that is removed while open is a
 # .fuse_hidden name until it is closed (libfuse 3 has no option against it).
-_OPTIONS = ("passive", "allow_other", "idmap=none", "dcache_timeout=1")
+_OPTIONS = ("passive", "allow_other", "idmap=none", "dcache_timeout=1", "fsname=wnodes")
+_STAGES = "/run/wnodes/mounts"
 
 _MOUNT_TIMEOUT_S = 60.0
 
@@ -101,7 +102,7 @@ def _check_source(mount: Mount) -> None:
 def _start_gateway(mount: Mount, socket_path: str, *, confined: bool) -> Process:
     server = find_server()
     # The guest's kernel has applied the umask of the guest's process; the server adds none.
-    argv = [server, "-e", "-l", "ERROR", "-u", "000", *(["-R"] if mount.read_only else [])]
+    argv = [server, "-e", "-l", "ERROR", "-u", "000", "-d", mount.source, *(["-R"] if mount.read_only else [])]
     with closing(socket.socket(socket.AF_UNIX)) as port:
         port.connect(socket_path)
         child = _spawn_confined(argv, mount, port) if confined else _spawn(argv, port, None)
@@ -134,10 +135,12 @@ def guest_steps(mount: Mount, guest: dict[str, Any]) -> list[dict[str, Any]]:
         raise NoProvider(f"mount {mount}: the image has no sshfs", hint="install sshfs in the image")
     program = bundle.argv() if ours else ["sshfs"]
     contains = bundle.knows(b"no_contain_symlinks") if ours else guest.get("sshfs_contains_symlinks")
-    more = [word for word, wanted in (("ro", mount.read_only), ("no_contain_symlinks", contains)) if wanted]
-    argv = [*program, f":{mount.source}", mount.target, "-o", ",".join((*_OPTIONS, *more))]
+    options = ",".join((*_OPTIONS, *(["no_contain_symlinks"] if contains else [])))
+    stage = f"{_STAGES}/{guest['port']}"
+    argv = [*program, ":", stage, "-o", options]  # relative to the folder that the server starts in
     steps: list[dict[str, Any]] = [] if guest.get("fuse", True) else [{"argv": ["modprobe", "fuse"]}]
-    mounting = {"argv": argv, "port": guest["port"], "mounted": mount.target, "timeout_s": _MOUNT_TIMEOUT_S}
+    shown = {"stage": stage, "target": mount.target, "read_only": mount.read_only}
+    mounting = {"argv": argv, "port": guest["port"], "mount": shown, "timeout_s": _MOUNT_TIMEOUT_S}
     return [*steps, {**mounting, **({"files": bundle.files()} if ours else {})}]
 
 
