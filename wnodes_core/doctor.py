@@ -114,19 +114,26 @@ def qemu_img(host: Host, _: Settings) -> Finding:
     return _ok("qemu-img", found) if found else _problem("qemu-img", "not found", "install qemu-utils (EL: qemu-img)")
 
 
-def gateway(host: Host, _: Settings) -> Finding:
-    """Can folders be served to guests?"""
-    server = host.sftp_server()
-    if not server:
-        return _problem(
-            "gateway", "no sftp-server: no folder can be mounted", "install openssh-sftp-server (EL: openssh-server)"
-        )
+def storage(host: Host, settings: Settings) -> Finding:
+    """Which providers can serve folders to guests here?"""
+    found = host.storage(settings)
+    told = {name: found.get(name, "there is no such provider") for name in settings.storage.order}
+    seen = ", ".join(f"{name}: {problem or 'usable'}" for name, problem in told.items())
+    others = ", ".join(f"{name} ({problem or 'usable'})" for name, problem in found.items() if name not in told)
+    seen += f"; not in the site's order: {others}" if others else ""
+    if all(told.values()):
+        return _problem("storage", seen, "no folder can be mounted: install what is missing, or set storage.order")
+    if any(told.values()):
+        return _notice("storage", seen, "install what is missing, or take it out of storage.order")
+    return _ok("storage", seen)
+
+
+def sshfs(host: Host, _: Settings) -> Finding:
+    """Can guests whose image has no sshfs be lent ours?"""
     client = host.program("sshfs")
-    if not client:
-        return _notice(
-            "gateway", f"{server}; no sshfs", "install sshfs: guests whose image lacks it are lent the host's"
-        )
-    return _ok("gateway", f"{server}, {client}")
+    if client:
+        return _ok("sshfs", client)
+    return _notice("sshfs", "not found", "install sshfs: guests whose image lacks it are lent the host's")
 
 
 def landlock(host: Host, _: Settings) -> Finding:
@@ -257,7 +264,7 @@ def adapters(host: Host, settings: Settings) -> Finding:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(kvm_device, hypervisor, libvirt_parts, qemu_img, gateway, landlock, state_dir, run_dir, socket_paths),
+    *(kvm_device, hypervisor, libvirt_parts, qemu_img, storage, sshfs, landlock, state_dir, run_dir, socket_paths),
     *(cgroups, user_namespaces, vsock, clock, daemon, adapters),
 )
 

@@ -68,6 +68,7 @@ class Plan:
 
     ``template`` is what the VM is cloned from if that can be done; else it is booted.
     ``mount_ports`` and ``most_mib`` are given by a template's builder, whose guest has no mounts yet.
+    ``storage`` names the providers that may serve mounts, best first.
     """
 
     lease: str
@@ -86,6 +87,7 @@ class Plan:
     trace: bool = False
     mount_ports: int = 0
     most_mib: int = 0
+    storage: tuple[str, ...] = ("sshfs",)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -102,6 +104,7 @@ class Plan:
                 "user": User(**data["user"]),
                 "mounts": tuple(Mount(**mount) for mount in data["mounts"]),
                 "host_commands": tuple(data["host_commands"]),
+                "storage": tuple(data["storage"]),
                 "template": Template.from_dict(data["template"]) if data.get("template") else None,
             }
         )
@@ -259,4 +262,5 @@ def make(
         host_commands=tuple(host_commands),
         template=template,
         trace=request.trace == "yes",
+        storage=settings.storage.order,
     ).to_dict()

@@ -20,6 +20,7 @@ import pytest
 
 from wnodes_core import history
 from wnodes_core import keeper as keeper_module
+from wnodes_core import mounting
 from wnodes_core.errors import BootTimeout, GuestPanic, WnodesError
 from wnodes_core.files import remove_tree
 from wnodes_core.keeper import SHRUGGED_OFF, Keeper
@@ -172,7 +173,7 @@ def test_a_bug_is_told_and_still_leaves_nothing(
     def fail(self: object, channel: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(keeper_module.Lifecycle, "_mount_all", fail)
+    monkeypatch.setattr(mounting.Mounts, "attach", fail)
     with pytest.raises(ZeroDivisionError):
         keep(stand, holding)
     assert holding.error == {"kind": "WnodesError", "message": "bug in the keeper: ZeroDivisionError: oops", "hint": ""}

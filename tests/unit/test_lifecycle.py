@@ -18,7 +18,7 @@ import pytest
 from wnodes_core import lifecycle, processes
 from wnodes_core.api import hookimpl
 from wnodes_core.backends import fake
-from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, NoProvider, TransientError, WnodesError
+from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, HostError, NoProvider, TransientError, WnodesError
 from wnodes_core.files import remove_tree
 from wnodes_core.journal import Journal, Resource
 from wnodes_core.lifecycle import Lifecycle, Running, undo_one
@@ -101,9 +101,56 @@ def test_without_a_provider_for_the_disk_no_vm_is_started(stand: Stand) -> None:
 
 def test_without_a_provider_for_a_mount_the_mount_is_named(stand: Stand) -> None:
     stand.plan = replace(stand.plan, mounts=(Mount("/data", "/mnt/data", True),))
-    with pytest.raises(NoProvider, match="mount /data:/mnt/data:ro: no storage plug-in"):
+    with pytest.raises(NoProvider, match="mount /data:/mnt/data:ro: nothing can serve it to this guest: sshfs: there is no such provider"):
         stand.go()
     assert stand.lines()[-3:] == ["gone attachment", "gone vm", "gone disk"]
+
+
+class Choosy:
+    """Providers that answer as told, and who was asked."""
+
+    wnodes_api = 1
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.asked = answers, []
+
+    @hookimpl
+    def wnodes_mount_attach(self, provider: str) -> dict[str, Any] | None:
+        self.asked.append(provider)
+        answer = self.answers.get(provider)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @hookimpl
+    def wnodes_mount_detach(self, attachment: dict[str, Any]) -> bool:
+        return True
+
+
+def test_the_sites_order_decides_who_serves_a_mount(stand: Stand) -> None:
+    served = {"provider": "c", "guest": [], "notice": "by c"}
+    choosy = Choosy(a=NoProvider("not in this guest"), b=HostError("no program"), c=served, d=served)
+    stand.plugins.register(choosy, "choosy")
+    stand.plan = replace(stand.plan, mounts=(Mount("/data", "/mnt/data"),), storage=("a", "b", "c", "d"))
+    stand.go()
+    assert choosy.asked == ["a", "b", "c"]
+    assert "by c" in stand.said
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "text"),
+    [
+        (("a", "b", "x"), HostError, "^no program$"),
+        (("a", "x"), NoProvider, "a: not in this guest; x: there is no such provider"),
+    ],
+)
+def test_where_no_provider_serves_a_sick_host_is_told_before_a_poor_guest(
+    stand: Stand, order: tuple[str, ...], kind: type[Exception], text: str
+) -> None:
+    stand.plugins.register(Choosy(a=NoProvider("not in this guest"), b=HostError("no program")), "choosy")
+    stand.plan = replace(stand.plan, mounts=(Mount("/data", "/mnt/data"),), storage=order)
+    with pytest.raises(kind, match=text):
+        stand.go()
 
 
 def test_a_mount_that_fails_in_the_guest_says_what_the_guest_said(stand: Stand) -> None:

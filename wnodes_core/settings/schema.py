@@ -158,6 +158,21 @@ class WarmSettings:
 
 
 @dataclass(frozen=True)
+class StorageSettings:
+    """How mounts reach the guest."""
+
+    order: tuple[str, ...] = setting(
+        ("sshfs",),
+        "Providers of mounts, best first: the first that host and guest can do serves. `wnodes doctor` names them.",
+        example=["sshfs"],
+    )
+
+    def __post_init__(self) -> None:
+        if not self.order:
+            raise ValueError("order is empty: no mount could be served")
+
+
+@dataclass(frozen=True)
 class DaemonSettings:
     """wnodesd on this node."""
 
@@ -202,6 +217,7 @@ class Settings:
     policy: tuple[Rule, ...] = setting((), "Who may have what. Rules of later files follow those of earlier ones.")
     vm: VmSettings = section(VmSettings, "How VMs are made.")
     warm: WarmSettings = section(WarmSettings, "Templates, clones of them, and the pool of idle clones.")
+    storage: StorageSettings = section(StorageSettings, "How mounts reach the guest.")
     daemon: DaemonSettings = section(DaemonSettings, "wnodesd.")
     plugins: PluginSettings = section(PluginSettings, "Plug-ins.")
     lrms: Mapping[str, Mapping[str, Any]] = setting(

@@ -21,6 +21,7 @@ from wnodes_core.storage import bundle, confine
 from wnodes_core.tools import kill, read, spawn
 
 wnodes_api = 1
+NAME = "sshfs"
 log = logging.getLogger(__name__)
 
 SERVERS = (
@@ -58,18 +59,31 @@ def find_server() -> str:
 
 
 @hookimpl
-def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any]) -> dict[str, Any] | None:
+def wnodes_mount_usable() -> dict[str, str]:
+    """Whether the host has a server; a client it lends to guests that have none."""
+    try:
+        find_server()
+    except HostError as error:
+        return {"provider": NAME, "problem": f"{error.message}; {error.hint}"}
+    return {"provider": NAME, "problem": ""}
+
+
+@hookimpl
+def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any], provider: str) -> dict[str, Any] | None:
     """Start the gateway and say how the guest mounts it."""
+    if provider != NAME:
+        return None
     _check_source(mount)
+    steps = guest_steps(mount, guest)  # may find that the guest cannot do it: nothing has been started yet
     notice = confine.usable()
     if notice:
         notice = f"mount {mount}: the gateway is not confined to its folder: {notice}"
         log.warning(notice)
     process = _start_gateway(mount, socket_path, confined=not notice)
     return {
-        "provider": "sshfs",
+        "provider": NAME,
         "process": {"pid": process.pid, "started": process.started},
-        "guest": guest_steps(mount, guest),
+        "guest": steps,
         "notice": notice,
     }
 
@@ -77,7 +91,7 @@ def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any]) -
 @hookimpl
 def wnodes_mount_detach(attachment: dict[str, Any]) -> bool | None:
     """End the gateway, in the process that started it or in any other of the user's."""
-    if attachment.get("provider") != "sshfs":
+    if attachment.get("provider") != NAME:
         return None
     pid, started = attachment["process"]["pid"], attachment["process"]["started"]
     child = _gateways.pop(pid, None)
@@ -123,8 +137,7 @@ def _spawn_confined(argv: Sequence[str], mount: Mount, port: socket.socket) -> A
 
 
 def _spawn(argv: Sequence[str], port: socket.socket, before_exec: Any) -> Any:
-    # stderr: the keeper's log. The working folder is the default one, '/': the source stays
-    # unmountable for the admin once its files are closed.
+    # stderr: the keeper's log.
     return spawn(argv, stdin=port.fileno(), stdout=port.fileno(), stderr=2, before_exec=before_exec)
 
 
