@@ -82,6 +82,9 @@ class Lifecycle:
             self._create_disk(self.plan.overlay)
             if self._agent == "cloud-init":
                 strangers.make_seed(self.plan.folder, self.plan.seed.path, self.plan.host_name)
+        if self.plan.scratch:
+            with self._timed("scratch"):
+                self._create_disk(self.plan.scratch)
         with self._timed("define"):
             process = await self._started(vm, start)
         self.announce(f"booting {self.plan.image.name} ({vm.cpus} cpus, {vm.memory_mib} MiB, {vm.accel})")

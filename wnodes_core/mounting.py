@@ -5,11 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from wnodes_core.errors import HostError, NoProvider, TransientError
+from wnodes_core.errors import HostError, ImageError, NoProvider, TransientError
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
 from wnodes_core.model import Mount
 from wnodes_core.plan import MOUNT_PORT, Plan
+
+# The disk is known by its serial number, which needs no udev; each folder is one of its own on the disk.
+SHOW_SCRATCH = """
+set -eu
+for sys in /sys/class/block/*; do
+    serial=
+    if [ -e "$sys/serial" ]; then IFS= read -r serial <"$sys/serial" || :; fi  # there is no newline in it
+    if [ "$serial" = scratch ]; then disk=/dev/${sys##*/}; fi
+done
+: "${disk:?the guest sees no disk of that name}"
+on=/run/wnodes/scratch
+mkdir -p "$on"
+mount -t ext4 -o nosuid,nodev,noatime "$disk" "$on"
+n=0
+for at in "$@"; do
+    n=$((n + 1))
+    mkdir -p "$on/$n" "$at"
+    chmod 1777 "$on/$n"
+    mount --bind "$on/$n" "$at"
+done
+"""
 
 
 class Mounts:
@@ -22,10 +43,15 @@ class Mounts:
         self._announce = announce
 
     async def attach(self, channel: GuestChannel) -> None:
-        """Mount all of them, parents first, in a guest that answers.
+        """Mount all of them, scratch first, then parents first, in a guest that answers.
 
         Raises WnodesError; what was made until then is in the journal.
         """
+        if self._plan.scratch:
+            argv = ["sh", "-c", SHOW_SCRATCH, "scratch", *self._plan.scratch_at]
+            done = await channel.run(argv)
+            if done.code:
+                raise ImageError(f"scratch: {done.stderr.decode(errors='replace').strip()[-500:]}")
         for index, mount in enumerate(self._plan.mounts):
             await self._mount(channel, index, mount)
 
