@@ -177,7 +177,7 @@ def test_guest_with_sshfs_gets_no_bundle() -> None:
     assert step == {
         "argv": ["sshfs", ":", stage, "-o", "passive,allow_other,idmap=none,dcache_timeout=1,fsname=wnodes"],
         "port": "org.wnodes.mount.0",
-        "mount": {"stage": stage, "target": "/c", "read_only": True},
+        "mount": {"stage": stage, "target": "/c", "read_only": True, "read_ahead_kib": 1024},
         "timeout_s": 60.0,
     }
 

@@ -27,10 +27,20 @@ def open_port(name: str) -> int:
     raise FileNotFoundError(2, "no such virtio-serial port", name)
 
 
-def mounts_at(text: bytes, target: bytes) -> int:
-    """How many file systems are mounted at ``target``, one upon the other (proc(5), mountinfo)."""
+def mounts_at(text: bytes, target: bytes) -> list[str]:
+    """The devices (``0:31``) of what is mounted at ``target``, one upon the other (proc(5), mountinfo)."""
     octal = b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in target)
-    return sum(line.split()[4] == octal for line in text.splitlines())
+    lines = [line.split() for line in text.splitlines()]
+    return [words[2].decode("ascii") for words in lines if words[4] == octal]
+
+
+def read_ahead(device: str, kib: int) -> None:
+    """Have the kernel read so far ahead; where it cannot be told so, reading is only slower."""
+    try:
+        with open("/sys/class/bdi/%s/read_ahead_kb" % device, "w") as file:
+            file.write(str(kib))
+    except OSError:
+        pass
 
 
 def bind(source: str, target: str, read_only: bool) -> None:
@@ -69,10 +79,10 @@ class Awaited:
 
     The job sees a bind of it, because sshfs takes its own mount away when its server dies: the
     job would go on, into an empty folder of the guest. The bind stays and answers ENOTCONN.
-    ``fd`` is readable when the mounts change.
+    ``fd`` is readable when the mounts change. ``read_ahead_kib`` 0 leaves it at the kernel's own.
     """
 
-    def __init__(self, stage: str, target: str, read_only: bool) -> None:
+    def __init__(self, stage: str, target: str, read_only: bool, read_ahead_kib: int = 0) -> None:
         os.makedirs(os.path.dirname(stage), 0o700, exist_ok=True)
         os.makedirs(stage, exist_ok=True)
         os.makedirs(target, exist_ok=True)
@@ -82,23 +92,28 @@ class Awaited:
         self._changed = select.epoll()
         self._changed.register(self._mountinfo, select.EPOLLPRI)
         self.fd = self._changed.fileno()
-        self._before = self._count()
+        self._read_ahead_kib = read_ahead_kib
+        self._before = len(self._devices())
 
     def there(self) -> bool:
         """Whether it is mounted by now."""
-        return self._count() > self._before
+        return len(self._devices()) > self._before
 
     def show(self) -> str:
         """Show it at the target: '' or why that cannot be done."""
-        if not self.there():
+        devices = self._devices()
+        if len(devices) <= self._before:
             return "it ended and left nothing mounted"
         try:
+            os.statvfs(self._stage)  # its first answer: it works, and its greeting can no longer undo the next line
+            if self._read_ahead_kib:
+                read_ahead(devices[-1], self._read_ahead_kib)
             bind(self._stage, self._target, self._read_only)
         except OSError as error:
             return "%s: %s" % (self._target, error.strerror)
         return ""
 
-    def _count(self) -> int:
+    def _devices(self) -> list[str]:
         os.lseek(self._mountinfo, 0, os.SEEK_SET)
         text = b""
         while True:

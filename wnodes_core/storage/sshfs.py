@@ -43,6 +43,9 @@ _NEEDS = tuple(
 # user, so the host's own answer counts, ACLs included. A file that is removed while open is a
 # .fuse_hidden name until it is closed (libfuse 3 has no option against it).
 _OPTIONS = ("passive", "allow_other", "idmap=none", "dcache_timeout=1", "fsname=wnodes")
+# The kernel's 128 KiB are two requests of sshfs under way. Measured, CPU of an emulated guest to read
+# 48 MiB: 2.1 s with 128 KiB, 1.27 s with 512 or 1024, 1.2 s with 4096.
+_READ_AHEAD_KIB = 1024
 _STAGES = "/run/wnodes/mounts"
 
 _MOUNT_TIMEOUT_S = 60.0
@@ -152,7 +155,7 @@ def guest_steps(mount: Mount, guest: dict[str, Any]) -> list[dict[str, Any]]:
     stage = f"{_STAGES}/{guest['port']}"
     argv = [*program, ":", stage, "-o", options]  # relative to the folder that the server starts in
     steps: list[dict[str, Any]] = [] if guest.get("fuse", True) else [{"argv": ["modprobe", "fuse"]}]
-    shown = {"stage": stage, "target": mount.target, "read_only": mount.read_only}
+    shown = {"stage": stage, "target": mount.target, "read_only": mount.read_only, "read_ahead_kib": _READ_AHEAD_KIB}
     mounting = {"argv": argv, "port": guest["port"], "mount": shown, "timeout_s": _MOUNT_TIMEOUT_S}
     return [*steps, {**mounting, **({"files": bundle.files()} if ours else {})}]
 
