@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -52,8 +53,15 @@ class Mounts:
             done = await channel.run(argv)
             if done.code:
                 raise ImageError(f"scratch: {done.stderr.decode(errors='replace').strip()[-500:]}")
-        for index, mount in enumerate(self._plan.mounts):
-            await self._mount(channel, index, mount)
+        left = list(enumerate(self._plan.mounts))
+        while left:
+            # Those that lie below none of the others go at the same time: the guest's side is most of it.
+            now = [(i, m) for i, m in left if not any(_below(m, other) for _, other in left)]
+            left = [each for each in left if each not in now]
+            ends = await asyncio.gather(*(self._mount(channel, i, m) for i, m in now), return_exceptions=True)
+            for problem in ends:
+                if isinstance(problem, BaseException):
+                    raise problem
 
     async def _mount(self, channel: GuestChannel, index: int, mount: Mount) -> None:
         socket_path = self._plan.mount_socket(index)
@@ -89,6 +97,10 @@ class Mounts:
         if sick:
             raise sick
         raise NoProvider(f"mount {mount}: nothing can serve it to this guest: {'; '.join(problems)}")
+
+
+def _below(mount: Mount, other: Mount) -> bool:
+    return mount.target.startswith(other.target.rstrip("/") + "/")
 
 
 def undo(resource: Resource, hook: Any) -> None:

@@ -153,6 +153,39 @@ def test_where_no_provider_serves_a_sick_host_is_told_before_a_poor_guest(
         stand.go()
 
 
+MEETS = """
+touch "$0.$1"
+n=0; until [ -e "$0.$2" ]; do n=$((n+1)); [ $n -lt 250 ] || { echo "$2 did not come" >&2; exit 1; }; sleep 0.02; done
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that the fake guest's root, which is nobody, may write to."""
+    with tempfile.TemporaryDirectory(prefix="wnl-open-") as name:
+        os.chmod(name, 0o777)
+        yield Path(name)
+
+
+def test_mounts_go_at_the_same_time_but_those_below_another(stand: Stand, open_folder: Path) -> None:
+    """a and c wait for each other's command, and a's inner one needs what a's has left."""
+    mark = str(open_folder / "mark")
+    commands = {
+        "/mnt/a": ["sh", "-c", MEETS, mark, "a", "c"],
+        "/mnt/c": ["sh", "-c", MEETS, mark, "c", "a"],
+        "/mnt/a/b": ["sh", "-c", 'test -e "$0.a" || { echo too early >&2; exit 1; }', mark],
+    }
+
+    class Meeting(Choosy):
+        @hookimpl
+        def wnodes_mount_attach(self, mount: Mount) -> dict[str, Any]:
+            return {"provider": "x", "guest": [{"argv": commands[mount.target]}], "notice": ""}
+
+    stand.plugins.register(Meeting(), "meeting")
+    stand.plan = replace(stand.plan, mounts=tuple(Mount("/data", target) for target in sorted(commands)))
+    assert stand.go() == []
+
+
 def test_a_mount_that_fails_in_the_guest_says_what_the_guest_said(stand: Stand) -> None:
     stand.mount("sh", "-c", "echo no such device >&2; exit 3")
     with pytest.raises(TransientError, match="mount /data:/mnt/0: no such device"):
