@@ -119,19 +119,27 @@ def storage(host: Host, settings: Settings) -> Finding:
     found = host.storage(settings)
     told = {name: found.get(name, "there is no such provider") for name in settings.storage.order}
     seen = ", ".join(f"{name}: {problem or 'usable'}" for name, problem in told.items())
-    others = ", ".join(f"{name} ({problem or 'usable'})" for name, problem in found.items() if name not in told)
-    seen += f"; not in the site's order: {others}" if others else ""
-    if all(told.values()):
-        return _problem("storage", seen, "no folder can be mounted: install what is missing, or set storage.order")
-    if any(told.values()):
-        return _notice("storage", seen, "install what is missing, or take it out of storage.order")
-    return _ok("storage", seen)
+    if others := [f"{name} ({problem or 'usable'})" for name, problem in found.items() if name not in told]:
+        seen += f"; not in the site's order: {', '.join(others)}"
+    if not any(told.values()):
+        return _ok("storage", seen)
+    tell = _problem if all(told.values()) else _notice  # none usable: no folder can be mounted
+    return tell("storage", seen, "install what is missing, or change storage.order")
+
+
+def scratch(host: Host, settings: Settings) -> Finding:
+    """Can jobs be given scratch disks?"""
+    folder = settings.scratch.folder
+    if folder != "lease" and (not (found := host.stat(folder)) or found.st_mode & 0o1777 != 0o1777):
+        return _problem("scratch", f"{folder}: not a folder of mode 1777", f"install -d -m 1777 {folder}")
+    if not host.program("mke2fs"):
+        return _notice("scratch", "no mke2fs", "install e2fsprogs: a job that asks for scratch drains the node")
+    return _ok("scratch", folder)
 
 
 def sshfs(host: Host, _: Settings) -> Finding:
     """Can guests whose image has no sshfs be lent ours?"""
-    client = host.program("sshfs")
-    if client:
+    if client := host.program("sshfs"):
         return _ok("sshfs", client)
     return _notice("sshfs", "not found", "install sshfs: guests whose image lacks it are lent the host's")
 
@@ -264,8 +272,8 @@ def adapters(host: Host, settings: Settings) -> Finding:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(kvm_device, hypervisor, libvirt_parts, qemu_img, storage, sshfs, landlock, state_dir, run_dir, socket_paths),
-    *(cgroups, user_namespaces, vsock, clock, daemon, adapters),
+    *(kvm_device, hypervisor, libvirt_parts, qemu_img, storage, sshfs, scratch, landlock, state_dir, run_dir),
+    *(socket_paths, cgroups, user_namespaces, vsock, clock, daemon, adapters),
 )
 
 

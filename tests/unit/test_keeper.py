@@ -18,9 +18,8 @@ from typing import Any
 
 import pytest
 
-from wnodes_core import history
+from wnodes_core import history, mounting
 from wnodes_core import keeper as keeper_module
-from wnodes_core import mounting
 from wnodes_core.errors import BootTimeout, GuestPanic, WnodesError
 from wnodes_core.files import remove_tree
 from wnodes_core.keeper import SHRUGGED_OFF, Keeper
