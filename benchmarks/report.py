@@ -87,6 +87,7 @@ def main() -> int:
     parser.add_argument("name", nargs="*", help=f"which ones: {', '.join(names())} (default: all)")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.add_argument("--update-readme", action="store_true", help="write the table into README.md")
+    parser.add_argument("--update-docs", action="store_true", help="let benchmarks that have a page write it")
     args = parser.parse_args()
     unknown = set(args.name) - set(names())
     if unknown:
@@ -94,6 +95,9 @@ def main() -> int:
     figures = measure(args.name or names())
     text = f"Measured with `benchmarks/run` on {machine()}.\n\n{table(figures)}"
     print(json.dumps(figures, indent=1, ensure_ascii=False) if args.json else text)
+    if args.update_docs:
+        for name in args.name or names():
+            getattr(sys.modules[f"bench_{name}"], "update_docs", lambda folder: None)(HERE.parent / "docs")
     if args.update_readme:
         update(HERE.parent / "README.md", text)
     return 0 if all(figure.get("ok") is not False for figure in figures) else 1

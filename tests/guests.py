@@ -29,7 +29,7 @@ AGENT, MOUNT = "org.wnodes.agent.0", "org.wnodes.mount.{}"
 class Guest:
     """A guest under TCG with its channel, on an event loop of its own."""
 
-    def __init__(self, image: Image, *, mounts: int = 4, memory_mib: int = 768, cpus: int = 2) -> None:
+    def __init__(self, image: Image, *, mounts: int = 12, memory_mib: int = 768, cpus: int = 2) -> None:
         self.lock = open(LOCK, "a")  # noqa: SIM115 - held until close
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.folder = Path(tempfile.mkdtemp(prefix="wnodes-guest-"))

@@ -114,19 +114,34 @@ def qemu_img(host: Host, _: Settings) -> Finding:
     return _ok("qemu-img", found) if found else _problem("qemu-img", "not found", "install qemu-utils (EL: qemu-img)")
 
 
-def gateway(host: Host, _: Settings) -> Finding:
-    """Can folders be served to guests?"""
-    server = host.sftp_server()
-    if not server:
-        return _problem(
-            "gateway", "no sftp-server: no folder can be mounted", "install openssh-sftp-server (EL: openssh-server)"
-        )
-    client = host.program("sshfs")
-    if not client:
-        return _notice(
-            "gateway", f"{server}; no sshfs", "install sshfs: guests whose image lacks it are lent the host's"
-        )
-    return _ok("gateway", f"{server}, {client}")
+def storage(host: Host, settings: Settings) -> Finding:
+    """Which providers can serve folders to guests here?"""
+    found = host.storage(settings)
+    told = {name: found.get(name, "there is no such provider") for name in settings.storage.order}
+    seen = ", ".join(f"{name}: {problem or 'usable'}" for name, problem in told.items())
+    if others := [f"{name} ({problem or 'usable'})" for name, problem in found.items() if name not in told]:
+        seen += f"; not in the site's order: {', '.join(others)}"
+    if not any(told.values()):
+        return _ok("storage", seen)
+    tell = _problem if all(told.values()) else _notice  # none usable: no folder can be mounted
+    return tell("storage", seen, "install what is missing, or change storage.order")
+
+
+def scratch(host: Host, settings: Settings) -> Finding:
+    """Can jobs be given scratch disks?"""
+    folder = settings.scratch.folder
+    if folder != "lease" and (not (found := host.stat(folder)) or found.st_mode & 0o1777 != 0o1777):
+        return _problem("scratch", f"{folder}: not a folder of mode 1777", f"install -d -m 1777 {folder}")
+    if not host.program("mke2fs"):
+        return _notice("scratch", "no mke2fs", "install e2fsprogs: a job that asks for scratch drains the node")
+    return _ok("scratch", folder)
+
+
+def sshfs(host: Host, _: Settings) -> Finding:
+    """Can guests whose image has no sshfs be lent ours?"""
+    if client := host.program("sshfs"):
+        return _ok("sshfs", client)
+    return _notice("sshfs", "not found", "install sshfs: guests whose image lacks it are lent the host's")
 
 
 def landlock(host: Host, _: Settings) -> Finding:
@@ -257,8 +272,8 @@ def adapters(host: Host, settings: Settings) -> Finding:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(kvm_device, hypervisor, libvirt_parts, qemu_img, gateway, landlock, state_dir, run_dir, socket_paths),
-    *(cgroups, user_namespaces, vsock, clock, daemon, adapters),
+    *(kvm_device, hypervisor, libvirt_parts, qemu_img, storage, sshfs, scratch, landlock, state_dir, run_dir),
+    *(socket_paths, cgroups, user_namespaces, vsock, clock, daemon, adapters),
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wnodes_core import command
-from wnodes_core.errors import HostError, NoProvider, WnodesError
+from wnodes_core.errors import NoProvider, WnodesError
 from wnodes_core.settings import Settings
 
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
@@ -89,13 +89,12 @@ class Host:
 
         return confine.abi()
 
-    def sftp_server(self) -> str:
-        """The program that serves folders to guests, '' if there is none."""
-        from wnodes_core.storage import sshfs
+    def storage(self, settings: Settings) -> dict[str, str]:
+        """Every storage provider: '' or why it cannot serve mounts here."""
+        from wnodes_core.plugins import Plugins
 
-        with suppress(HostError):
-            return sshfs.find_server()
-        return ""
+        hook = Plugins(disabled=settings.plugins.disabled).hook
+        return {each["provider"]: each["problem"] for each in reversed(hook.wnodes_mount_usable())}
 
     def clock_synchronised(self) -> bool | None:
         """Whether the kernel believes its clock; None if it does not say."""

@@ -16,13 +16,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from wnodes_core.errors import NoProvider, RequestError, TransientError, WnodesError
+from wnodes_core import mounting
+from wnodes_core.errors import NoProvider, RequestError, WnodesError
 from wnodes_core.growth import grown
 from wnodes_core.guest import bundle, identity, strangers
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
-from wnodes_core.model import Disk, Mount, Process, Start, Template, Trace, Vm
-from wnodes_core.plan import MOUNT_PORT, Plan, vm_from_dict
+from wnodes_core.model import Disk, Process, Start, Template, Trace, Vm
+from wnodes_core.mounting import Mounts
+from wnodes_core.plan import Plan, vm_from_dict
 from wnodes_core.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Lifecycle:
         self.trace = trace
         self.announce = announce
         self.watch = Watch(plan.console)
+        self._mounts = Mounts(plan, journal, hook, announce)
         self._agent = strangers.kind_of(plan.image.facts)
 
     async def start(self) -> Running:
@@ -79,6 +82,9 @@ class Lifecycle:
             self._create_disk(self.plan.overlay)
             if self._agent == "cloud-init":
                 strangers.make_seed(self.plan.folder, self.plan.seed.path, self.plan.host_name)
+        if self.plan.scratch:
+            with self._timed("scratch"):
+                self._create_disk(self.plan.scratch)
         with self._timed("define"):
             process = await self._started(vm, start)
         self.announce(f"booting {self.plan.image.name} ({vm.cpus} cpus, {vm.memory_mib} MiB, {vm.accel})")
@@ -139,7 +145,7 @@ class Lifecycle:
             with self._timed("agent"):
                 await self._while_alive(self._set_up(running.channel))
             with self._timed("mount"):
-                await self._while_alive(self._mount_all(running.channel))
+                await self._while_alive(self._mounts.attach(running.channel))
             if self.plan.template:
                 with self._timed("memory"):
                     await self._while_alive(grown(running.channel, self.plan))
@@ -208,25 +214,6 @@ class Lifecycle:
             commands=commands,
         )
 
-    async def _mount_all(self, channel: GuestChannel) -> None:
-        for index, mount in enumerate(self.plan.mounts):
-            await self._mount(channel, index, mount)
-
-    async def _mount(self, channel: GuestChannel, index: int, mount: Mount) -> None:
-        socket_path = self.plan.mount_socket(index)
-        guest = {**channel.facts, "port": MOUNT_PORT.format(index)}
-        with self.journal.making_it("attachment", mount.target, socket=socket_path) as made:
-            attachment = self.hook.wnodes_mount_attach(mount=mount, socket_path=socket_path, guest=guest)
-            if attachment is None:
-                raise NoProvider(f"mount {mount}: no storage plug-in can serve it to this guest")
-            made["attachment"] = {key: value for key, value in attachment.items() if key != "guest"}
-        if attachment.get("notice"):
-            self.announce(attachment["notice"])
-        for step in attachment["guest"]:
-            done = await channel.run(**step)
-            if done.code:
-                raise TransientError(f"mount {mount}: {done.stderr.decode(errors='replace').strip()[-500:]}")
-
     async def _while_alive(self, wanted: Any) -> Any:
         return await self.watch.while_alive(wanted, self.plan.boot_timeout_s)
 
@@ -273,13 +260,8 @@ def _undo_disk(resource: Resource, hook: Any) -> None:
     hook.wnodes_disk_delete(disk=Disk(**resource.data))
 
 
-def _undo_attachment(resource: Resource, hook: Any) -> None:
-    if "attachment" in resource.data:
-        hook.wnodes_mount_detach(attachment=resource.data["attachment"])
-
-
 _UNDO: dict[str, Callable[[Resource, Any], None]] = {
     "vm": _undo_vm,
     "disk": _undo_disk,
-    "attachment": _undo_attachment,
+    "attachment": mounting.undo,
 }

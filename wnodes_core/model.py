@@ -114,7 +114,8 @@ class Disk:
 
     ``base`` is what an overlay lies on. The overlay of a clone lies on its template's disk, which
     is an overlay itself: ``under`` is the image below that. ``blank`` is an empty overlay for that
-    template's disk, to be copied: the same for all its clones.
+    template's disk, to be copied: the same for all its clones. A disk without a base is made empty,
+    of ``size_mib``.
     """
 
     path: str
@@ -126,6 +127,7 @@ class Disk:
     under: str = ""
     under_format: str = ""
     blank: str = ""
+    size_mib: int = 0
 
 
 @dataclass(frozen=True)

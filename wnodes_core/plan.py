@@ -68,6 +68,8 @@ class Plan:
 
     ``template`` is what the VM is cloned from if that can be done; else it is booted.
     ``mount_ports`` and ``most_mib`` are given by a template's builder, whose guest has no mounts yet.
+    ``storage`` names the providers that may serve mounts, best first. ``scratch_at`` are the guest's
+    folders that lie on the scratch disk, whose file is in ``scratch_folder`` ('': with the lease).
     """
 
     lease: str
@@ -86,6 +88,10 @@ class Plan:
     trace: bool = False
     mount_ports: int = 0
     most_mib: int = 0
+    storage: tuple[str, ...] = ("sshfs",)
+    scratch_mib: int = 0
+    scratch_folder: str = ""
+    scratch_at: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -102,6 +108,8 @@ class Plan:
                 "user": User(**data["user"]),
                 "mounts": tuple(Mount(**mount) for mount in data["mounts"]),
                 "host_commands": tuple(data["host_commands"]),
+                "storage": tuple(data["storage"]),
+                "scratch_at": tuple(data["scratch_at"]),
                 "template": Template.from_dict(data["template"]) if data.get("template") else None,
             }
         )
@@ -152,6 +160,16 @@ class Plan:
         """The seed disk, for an image that starts our agent through cloud-init."""
         return Disk(f"{self.folder}/seed.iso", "raw", read_only=True, serial="cidata")
 
+    @property
+    def scratch(self) -> Disk | None:
+        """The lease's own empty disk, if the job is to have one."""
+        if not self.scratch_mib:
+            return None
+        path = f"{self.folder}/scratch.raw"
+        if self.scratch_folder:  # which all leases share
+            path = f"{self.scratch_folder}/scratch-{self.lease}.raw"
+        return Disk(path, "raw", serial="scratch", size_mib=self.scratch_mib)
+
     def mount_socket(self, index: int) -> str:
         """Host side of the port of mount number ``index``."""
         return f"{self.folder}/mount{index}.sock"
@@ -169,10 +187,11 @@ class Plan:
 
     @property
     def disks(self) -> tuple[Disk, ...]:
-        """The VM's disks: the overlay, and the seed where cloud-init starts our agent."""
+        """The VM's disks: the overlay, the seed where cloud-init starts our agent, the scratch disk."""
         if self.template:
             return (self.overlay, *self.template.disks[1:])
-        return (self.overlay, self.seed) if self.image.facts.get("agent") == "cloud-init" else (self.overlay,)
+        seed = (self.seed,) if self.image.facts.get("agent") == "cloud-init" else ()
+        return (self.overlay, *seed, *((self.scratch,) if self.scratch else ()))
 
     def vm(self, cpuset: Sequence[int]) -> Vm:
         """What the backend is to start, pinned to ``cpuset`` (the job's, known to the keeper only)."""
@@ -257,6 +276,10 @@ def make(
         boot_timeout_s=settings.vm.boot_timeout_s,
         console_kib=settings.vm.console_kib,
         host_commands=tuple(host_commands),
-        template=template,
+        template=None if request.scratch_mib else template,  # a template's guest has no such disk
         trace=request.trace == "yes",
+        storage=settings.storage.order,
+        scratch_mib=request.scratch_mib or 0,
+        scratch_folder="" if settings.scratch.folder == "lease" else settings.scratch.folder,
+        scratch_at=settings.scratch.shown_at,
     ).to_dict()

@@ -27,6 +27,7 @@ BUILTINS = (
     "wnodes_core.backends.libvirt.plugin",
     "wnodes_core.images.sources",
     "wnodes_core.images.disks",
+    "wnodes_core.storage.scratch",
     "wnodes_core.storage.sshfs",
 )
 LRMS_GROUP = "wnodes.lrms"

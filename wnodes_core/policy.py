@@ -80,6 +80,7 @@ def admit(
     rule = rule_for(job, settings.policy, person)
     request = replace(request, image=_image(request, rule))
     request = _within_site_limits(request, job, rule, settings.vm.min_memory_mib)
+    request = _with_scratch(request, rule)
     _check_asked_mounts(request.mounts, job, rule, person)
     site = tuple(Mount.parse(expand_mount(text, _home(text, person), job.user)) for text in rule.mounts)
     request = replace(request, mounts=arranged(request.mounts + site))
@@ -105,6 +106,8 @@ def rule_for(job: Job, rules: Iterable[Rule], person: Callable[[], Person]) -> R
             default_image=rule.default_image or merged.default_image,
             max_cpus=rule.max_cpus or merged.max_cpus,
             max_memory_mib=rule.max_memory_mib or merged.max_memory_mib,
+            default_scratch_mib=rule.default_scratch_mib or merged.default_scratch_mib,
+            max_scratch_mib=rule.max_scratch_mib or merged.max_scratch_mib,
         )
     return merged
 
@@ -151,6 +154,7 @@ def _within_site_limits(request: VmRequest, job: Job, rule: Rule, least_mib: int
     for what, asked, most, unit in (
         ("cpus", request.cpus, rule.max_cpus, ""),
         ("memory", request.memory_mib, rule.max_memory_mib, " MiB"),
+        ("scratch", request.scratch_mib, rule.max_scratch_mib, " MiB"),
     ):
         if asked and most and asked > most:
             raise LimitExceeded(f"{what} {asked}{unit} asked for, the site allows a VM {most}{unit}")
@@ -161,6 +165,15 @@ def _within_site_limits(request: VmRequest, job: Job, rule: Rule, least_mib: int
     if request.memory_mib is None and rule.max_memory_mib and job.memory_mib > rule.max_memory_mib:
         request = replace(request, memory_mib=rule.max_memory_mib)
     return request
+
+
+def _with_scratch(request: VmRequest, rule: Rule) -> VmRequest:
+    """The site's default scratch for a request that names none; one that must be warm can have none."""
+    if request.start == "warm":
+        if request.scratch_mib:
+            raise BadRequest("scratch and start=warm: a VM with a scratch disk is booted", hint="leave one of them out")
+        return request
+    return replace(request, scratch_mib=request.scratch_mib or rule.default_scratch_mib or None)
 
 
 def _check_job_limits(request: VmRequest, job: Job) -> None:

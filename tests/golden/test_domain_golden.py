@@ -38,7 +38,7 @@ def vm(**changes: object) -> Vm:
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
-SCRATCH = Disk(f"{LEASE}/scratch.raw", "raw", serial="scratch")
+SCRATCH = Disk(f"{LEASE}/scratch.raw", "raw", serial="scratch", size_mib=1024)
 SEED = Disk(f"{LEASE}/seed.iso", "raw", read_only=True)
 MOUNTS = tuple(Channel(f"org.wnodes.mount.{n}", f"{LEASE}/mount-{n}.sock") for n in range(2))
 CASES = {

@@ -35,7 +35,7 @@ class FakeMount:
     @staticmethod
     @hookimpl
     def wnodes_mount_attach(mount, socket_path, guest):
-        return sshfs.wnodes_mount_attach(mount, socket_path, guest) | {"guest": [{"argv": ["true"]}]}
+        return sshfs.wnodes_mount_attach(mount, socket_path, guest, "sshfs") | {"guest": [{"argv": ["true"]}]}
 
     @staticmethod
     @hookimpl

@@ -54,6 +54,23 @@ def test_a_readme_without_the_marks_is_left_alone(tmp_path):
     assert readme.read_text() == "text"
 
 
+def test_the_storage_page_gets_its_table_and_its_plot(tmp_path):
+    from xml.etree import ElementTree
+
+    import storage_plot
+
+    page = tmp_path / "storage.md"
+    page.write_text(f"before\n{storage_plot.BEGIN}\nold\n{storage_plot.END}\nafter\n")
+    found = {name: [1.0, 30.0, 2.0] for name, _ in storage_plot.COLUMNS}
+    storage_plot.document({"sshfs": found}, {"9p": "no 9p here"}, tmp_path, 3)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| sshfs | 2 | 2 |" in text and "| 9p | not measured: no 9p here |" in text and "39.5-112" in text
+    drawn = ElementTree.parse(tmp_path / storage_plot.PLOT).getroot()
+    assert [each.text for each in drawn.iter() if each.text and each.text.startswith("sshfs")] == ["sshfs"]
+    assert f"({storage_plot.PLOT})" in text
+
+
 def test_ratios_are_taken_pair_by_pair():
     assert median_ratio([2, 4, 60], [1, 2, 6]) == 2
     order = []

@@ -33,8 +33,8 @@ class FakeHost(Host):
                 "/proc/sys/user/max_user_namespaces": "9999\n",
                 "/sys/devices/system/clocksource/clocksource0/current_clocksource": "tsc\n",
             },
-            "programs": ["qemu-img", "sshfs"],
-            "sftp": "/usr/lib/openssh/sftp-server",
+            "programs": ["qemu-img", "sshfs", "mke2fs"],
+            "storage": {"sshfs": ""},
             "globs": ["/usr/lib/x/libvirt_driver_qemu.so"],
             "modules": ["libvirt"],
             "spaces": {
@@ -66,8 +66,8 @@ class FakeHost(Host):
     def program(self, *names: str) -> str:
         return next((f"/usr/bin/{name}" for name in names if name in self.facts["programs"]), "")
 
-    def sftp_server(self) -> str:
-        return self.facts["sftp"]
+    def storage(self, settings: Settings) -> dict[str, str]:
+        return self.facts["storage"]
 
     def glob(self, pattern: str) -> list[str]:
         return self.facts["globs"]
@@ -121,9 +121,11 @@ SICK: list[tuple[dict[str, Any], str, State, str, str]] = [
     ({"probe": NoKvm("KVM is demanded", hint="auto")}, "hypervisor", State.PROBLEM, "KVM is demanded", "auto"),
     ({"modules": []}, "libvirt", State.PROBLEM, "no Python module", "libvirt-dev"),
     ({"globs": []}, "libvirt", State.PROBLEM, "no QEMU driver", "install"),
-    ({"programs": ["sshfs"]}, "qemu-img", State.PROBLEM, "not found", "qemu-utils"),
-    ({"programs": ["qemu-img"]}, "gateway", State.NOTICE, "no sshfs", "install sshfs"),
-    ({"sftp": ""}, "gateway", State.PROBLEM, "no sftp-server", "openssh-sftp-server"),
+    ({"programs": ["sshfs", "mke2fs"]}, "qemu-img", State.PROBLEM, "not found", "qemu-utils"),
+    ({"programs": ["qemu-img", "mke2fs"]}, "sshfs", State.NOTICE, "not found", "install sshfs"),
+    ({"programs": ["qemu-img", "sshfs"]}, "scratch", State.NOTICE, "no mke2fs", "e2fsprogs"),
+    ({"storage": {"sshfs": "no server"}}, "storage", State.PROBLEM, "sshfs: no server", "change storage.order"),
+    ({"storage": {"sshfs": "no server", "b": ""}}, "storage", State.PROBLEM, "not in the site's order: b (usable)", "order"),
     ({"abi": 0}, "landlock", State.NOTICE, "ABI 0", "kernel"),
     (
         {"spaces": {"/var/lib/wnodes": Space("ext4", "/", GIB, GIB)}},

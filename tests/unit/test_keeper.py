@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from wnodes_core import history
+from wnodes_core import history, mounting
 from wnodes_core import keeper as keeper_module
 from wnodes_core.errors import BootTimeout, GuestPanic, WnodesError
 from wnodes_core.files import remove_tree
@@ -172,7 +172,7 @@ def test_a_bug_is_told_and_still_leaves_nothing(
     def fail(self: object, channel: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(keeper_module.Lifecycle, "_mount_all", fail)
+    monkeypatch.setattr(mounting.Mounts, "attach", fail)
     with pytest.raises(ZeroDivisionError):
         keep(stand, holding)
     assert holding.error == {"kind": "WnodesError", "message": "bug in the keeper: ZeroDivisionError: oops", "hint": ""}

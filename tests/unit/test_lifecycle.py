@@ -18,7 +18,7 @@ import pytest
 from wnodes_core import lifecycle, processes
 from wnodes_core.api import hookimpl
 from wnodes_core.backends import fake
-from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, NoProvider, TransientError, WnodesError
+from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, HostError, NoProvider, TransientError, WnodesError
 from wnodes_core.files import remove_tree
 from wnodes_core.journal import Journal, Resource
 from wnodes_core.lifecycle import Lifecycle, Running, undo_one
@@ -101,9 +101,89 @@ def test_without_a_provider_for_the_disk_no_vm_is_started(stand: Stand) -> None:
 
 def test_without_a_provider_for_a_mount_the_mount_is_named(stand: Stand) -> None:
     stand.plan = replace(stand.plan, mounts=(Mount("/data", "/mnt/data", True),))
-    with pytest.raises(NoProvider, match="mount /data:/mnt/data:ro: no storage plug-in"):
+    with pytest.raises(NoProvider, match="mount /data:/mnt/data:ro: nothing can serve it to this guest: sshfs: there is no such provider"):
         stand.go()
     assert stand.lines()[-3:] == ["gone attachment", "gone vm", "gone disk"]
+
+
+class Choosy:
+    """Providers that answer as told, and who was asked."""
+
+    wnodes_api = 1
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.asked = answers, []
+
+    @hookimpl
+    def wnodes_mount_attach(self, provider: str) -> dict[str, Any] | None:
+        self.asked.append(provider)
+        answer = self.answers.get(provider)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @hookimpl
+    def wnodes_mount_detach(self, attachment: dict[str, Any]) -> bool:
+        return True
+
+
+def test_the_sites_order_decides_who_serves_a_mount(stand: Stand) -> None:
+    served = {"provider": "c", "guest": [], "notice": "by c"}
+    choosy = Choosy(a=NoProvider("not in this guest"), b=HostError("no program"), c=served, d=served)
+    stand.plugins.register(choosy, "choosy")
+    stand.plan = replace(stand.plan, mounts=(Mount("/data", "/mnt/data"),), storage=("a", "b", "c", "d"))
+    stand.go()
+    assert choosy.asked == ["a", "b", "c"]
+    assert "by c" in stand.said
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "text"),
+    [
+        (("a", "b", "x"), HostError, "^no program$"),
+        (("a", "x"), NoProvider, "a: not in this guest; x: there is no such provider"),
+    ],
+)
+def test_where_no_provider_serves_a_sick_host_is_told_before_a_poor_guest(
+    stand: Stand, order: tuple[str, ...], kind: type[Exception], text: str
+) -> None:
+    stand.plugins.register(Choosy(a=NoProvider("not in this guest"), b=HostError("no program")), "choosy")
+    stand.plan = replace(stand.plan, mounts=(Mount("/data", "/mnt/data"),), storage=order)
+    with pytest.raises(kind, match=text):
+        stand.go()
+
+
+MEETS = """
+touch "$0.$1"
+n=0; until [ -e "$0.$2" ]; do n=$((n+1)); [ $n -lt 250 ] || { echo "$2 did not come" >&2; exit 1; }; sleep 0.02; done
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that the fake guest's root, which is nobody, may write to."""
+    with tempfile.TemporaryDirectory(prefix="wnl-open-") as name:
+        os.chmod(name, 0o777)
+        yield Path(name)
+
+
+def test_mounts_go_at_the_same_time_but_those_below_another(stand: Stand, open_folder: Path) -> None:
+    """a and c wait for each other's command, and a's inner one needs what a's has left."""
+    mark = str(open_folder / "mark")
+    commands = {
+        "/mnt/a": ["sh", "-c", MEETS, mark, "a", "c"],
+        "/mnt/c": ["sh", "-c", MEETS, mark, "c", "a"],
+        "/mnt/a/b": ["sh", "-c", 'test -e "$0.a" || { echo too early >&2; exit 1; }', mark],
+    }
+
+    class Meeting(Choosy):
+        @hookimpl
+        def wnodes_mount_attach(self, mount: Mount) -> dict[str, Any]:
+            return {"provider": "x", "guest": [{"argv": commands[mount.target]}], "notice": ""}
+
+    stand.plugins.register(Meeting(), "meeting")
+    stand.plan = replace(stand.plan, mounts=tuple(Mount("/data", target) for target in sorted(commands)))
+    assert stand.go() == []
 
 
 def test_a_mount_that_fails_in_the_guest_says_what_the_guest_said(stand: Stand) -> None:

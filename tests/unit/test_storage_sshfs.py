@@ -62,7 +62,7 @@ def attach(tmp_path: Path) -> Iterator[Attach]:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
             listener.listen(1)
-            attachment = sshfs.wnodes_mount_attach(Mount(str(source), "/t", read_only), path, GUEST)
+            attachment = sshfs.wnodes_mount_attach(Mount(str(source), "/t", read_only), path, GUEST, "sshfs")
             assert attachment is not None
             made.append(attachment)
             guest_side, _ = listener.accept()
@@ -164,7 +164,7 @@ def test_source_that_is_no_folder_is_denied(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("file", "absent"):
         with pytest.raises(MountDenied, match="want a folder you can read"):
-            sshfs.wnodes_mount_attach(Mount(str(tmp_path / name), "/t"), "/nowhere", GUEST)
+            sshfs.wnodes_mount_attach(Mount(str(tmp_path / name), "/t"), "/nowhere", GUEST, "sshfs")
 
 
 def test_another_providers_attachment_is_left_alone() -> None:
@@ -173,11 +173,11 @@ def test_another_providers_attachment_is_left_alone() -> None:
 
 def test_guest_with_sshfs_gets_no_bundle() -> None:
     (step,) = sshfs.guest_steps(Mount("/a b", "/c", True), GUEST)
-    options = "passive,allow_other,idmap=none,dcache_timeout=1,ro"
+    stage = "/run/wnodes/mounts/org.wnodes.mount.0"
     assert step == {
-        "argv": ["sshfs", ":/a b", "/c", "-o", options],
+        "argv": ["sshfs", ":", stage, "-o", "passive,allow_other,idmap=none,dcache_timeout=1,fsname=wnodes"],
         "port": "org.wnodes.mount.0",
-        "mounted": "/c",
+        "mount": {"stage": stage, "target": "/c", "read_only": True, "read_ahead_kib": 1024},
         "timeout_s": 60.0,
     }
 

@@ -249,8 +249,8 @@ class GuestChannel(asyncio.BufferedProtocol):
         """Run a short command as the guest's root and return what it printed (at most 256 KiB each).
 
         A daemon that it starts lives on. ``port="NAME"`` makes a virtio-serial port its stdin and
-        stdout. ``mounted="FOLDER"`` makes the folder, and the command has done its work, and lives
-        on, as soon as something is mounted there.
+        stdout. With ``mount`` (arguments of ``guest_mounts.Awaited``) it has done its work, and lives on, as
+        soon as it has mounted something at ``stage``, which then is shown at ``target``.
 
         Raises ChannelLost; a command that fails or is missing is an answer, not an error.
         """

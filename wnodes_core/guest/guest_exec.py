@@ -27,7 +27,7 @@ class Command:
         self.master = master  # the terminal's master fd, -1 without one
         self.status: int | None = None  # as waitpid gave it
         self.linger = False  # what it leaves running may live on (a daemon of root's)
-        self.mount: guest_mounts.Awaited | None = None  # it is over once this is mounted
+        self.mount: guest_mounts.Awaited | None = None  # it is over once this is there
 
     def signal(self, number: int, *, whole_group: bool) -> None:
         """Signal the leader, or its whole process group. A process that has gone is no error."""
@@ -47,8 +47,9 @@ class Command:
     def ending(self) -> dict[str, Any]:
         """The EXIT message."""
         status = self.status or 0
-        if self.mount is not None and not status and not self.mount.there():
-            return {"code": 1, "error": "it ended and left nothing mounted"}
+        problem = self.mount.show() if self.mount is not None and not status else ""
+        if problem:
+            return {"code": 1, "error": problem}
         if os.WIFSIGNALED(status):
             return {"signal": os.WTERMSIG(status), "core": os.WCOREDUMP(status)}
         return {"code": os.WEXITSTATUS(status)}
@@ -127,7 +128,7 @@ def spawn(link: pump.Link, stream: int, args: dict[str, Any]) -> Command:
     theirs, ours, master = _streams(args)
     mount = None
     try:
-        mount = guest_mounts.Awaited(args["mounted"]) if args.get("mounted") else None
+        mount = guest_mounts.Awaited(**args["mount"]) if args.get("mount") else None
         pid = guest_spawn.spawn(args, theirs) if guest_spawn.suits(args, theirs) else _fork(args, theirs)
     except BaseException:
         for fd in list(ours.values()) + ([master] if master >= 0 else []):

@@ -97,6 +97,12 @@ class Rule:
         example=["~", "/data/{user}"],
     )
     max_cpus: int = setting(0, "The most cpus a VM may have; 0 = as many as the job.", values.whole, example=16)
+    default_scratch_mib: int = setting(
+        0, "Scratch disk of a VM whose request names none; 0 = none.", values.size("m"), example="10G"
+    )
+    max_scratch_mib: int = setting(
+        0, "The most scratch disk a VM may have; 0 = what the node has room for.", values.size("m"), example="100G"
+    )
     max_memory_mib: int = setting(
         0, "The most memory a VM may have; 0 = as much as the job.", values.size("m"), example="64G"
     )
@@ -158,6 +164,36 @@ class WarmSettings:
 
 
 @dataclass(frozen=True)
+class StorageSettings:
+    """How mounts reach the guest."""
+
+    order: tuple[str, ...] = setting(
+        ("sshfs",),
+        "Providers of mounts, best first: the first that host and guest can do serves. `wnodes doctor` names them.",
+        example=["sshfs"],
+    )
+
+    def __post_init__(self) -> None:
+        if not self.order:
+            raise ValueError("order is empty: no mount could be served")
+
+
+@dataclass(frozen=True)
+class ScratchSettings:
+    """A disk of the lease's own, empty at its start and gone at its end (``scratch=20G``)."""
+
+    folder: str = setting(
+        "lease",
+        "Where it lies: `lease` (in the lease's folder), or a local folder where users may make files (mode 1777).",
+        values.folder_or("lease"),
+        node_only=True,
+    )
+    shown_at: tuple[str, ...] = setting(
+        ("/tmp", "/var/tmp", "/scratch"), "The guest's folders that lie on it, writable for everybody in the guest."
+    )
+
+
+@dataclass(frozen=True)
 class DaemonSettings:
     """wnodesd on this node."""
 
@@ -202,6 +238,8 @@ class Settings:
     policy: tuple[Rule, ...] = setting((), "Who may have what. Rules of later files follow those of earlier ones.")
     vm: VmSettings = section(VmSettings, "How VMs are made.")
     warm: WarmSettings = section(WarmSettings, "Templates, clones of them, and the pool of idle clones.")
+    storage: StorageSettings = section(StorageSettings, "How mounts reach the guest.")
+    scratch: ScratchSettings = section(ScratchSettings, "Scratch disks.")
     daemon: DaemonSettings = section(DaemonSettings, "wnodesd.")
     plugins: PluginSettings = section(PluginSettings, "Plug-ins.")
     lrms: Mapping[str, Mapping[str, Any]] = setting(

@@ -79,6 +79,20 @@ def folder(text: str) -> str:
     return "/" + "/".join(p for p in text.split("/") if p not in ("", "."))
 
 
+def folder_or(word: str) -> Convert:
+    """A folder, or the one word that stands for another place."""
+
+    def convert(text: str) -> str:
+        if text == word:
+            return text
+        try:
+            return folder(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or {word}") from None
+
+    return convert
+
+
 def socket_path(text: str) -> str:
     """An absolute path that fits a Unix socket's address."""
     path = folder(text)

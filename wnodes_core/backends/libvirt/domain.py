@@ -125,7 +125,8 @@ def _disk(disk: Disk, index: int, cache: str, *, bootable: bool) -> objects.Disk
         # time limit. The guest gets an I/O error instead.
         error_policy="report",
         rerror_policy="report",
-        discard="unmap",
+        # A scratch disk's room was set aside for it: the guest must not give it back, and find it taken.
+        discard="ignore" if disk.size_mib else "unmap",
         path=disk.path,
         backing=_backing(disk),
         target=f"vd{_DISK_NAMES[index]}",

@@ -1,0 +1,109 @@
+"""The mounts of one lease: each served by the first provider that can, journalled, mounted in the guest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from wnodes_core.errors import HostError, ImageError, NoProvider, TransientError
+from wnodes_core.guest.channel import GuestChannel
+from wnodes_core.journal import Journal, Resource
+from wnodes_core.model import Mount
+from wnodes_core.plan import MOUNT_PORT, Plan
+
+# The disk is known by its serial number, which needs no udev; each folder is one of its own on the disk.
+SHOW_SCRATCH = """
+set -eu
+for sys in /sys/class/block/*; do
+    serial=
+    if [ -e "$sys/serial" ]; then IFS= read -r serial <"$sys/serial" || :; fi  # there is no newline in it
+    if [ "$serial" = scratch ]; then disk=/dev/${sys##*/}; fi
+done
+: "${disk:?the guest sees no disk of that name}"
+on=/run/wnodes/scratch
+mkdir -p "$on"
+mount -t ext4 -o nosuid,nodev,noatime "$disk" "$on"
+n=0
+for at in "$@"; do
+    n=$((n + 1))
+    mkdir -p "$on/$n" "$at"
+    chmod 1777 "$on/$n"
+    mount --bind "$on/$n" "$at"
+done
+"""
+
+
+class Mounts:
+    """What the plan's mounts need on the host and in the guest. ``hook`` is pluggy's relay."""
+
+    def __init__(self, plan: Plan, journal: Journal, hook: Any, announce: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._journal = journal
+        self._hook = hook
+        self._announce = announce
+
+    async def attach(self, channel: GuestChannel) -> None:
+        """Mount all of them, scratch first, then parents first, in a guest that answers.
+
+        Raises WnodesError; what was made until then is in the journal.
+        """
+        if self._plan.scratch:
+            argv = ["sh", "-c", SHOW_SCRATCH, "scratch", *self._plan.scratch_at]
+            done = await channel.run(argv)
+            if done.code:
+                raise ImageError(f"scratch: {done.stderr.decode(errors='replace').strip()[-500:]}")
+        left = list(enumerate(self._plan.mounts))
+        while left:
+            # Those that lie below none of the others go at the same time: the guest's side is most of it.
+            now = [(i, m) for i, m in left if not any(_below(m, other) for _, other in left)]
+            left = [each for each in left if each not in now]
+            ends = await asyncio.gather(*(self._mount(channel, i, m) for i, m in now), return_exceptions=True)
+            for problem in ends:
+                if isinstance(problem, BaseException):
+                    raise problem
+
+    async def _mount(self, channel: GuestChannel, index: int, mount: Mount) -> None:
+        socket_path = self._plan.mount_socket(index)
+        guest = {**channel.facts, "port": MOUNT_PORT.format(index)}
+        with self._journal.making_it("attachment", mount.target, socket=socket_path) as made:
+            attachment = self._attachment(mount, socket_path, guest)
+            made["attachment"] = {key: value for key, value in attachment.items() if key != "guest"}
+        if attachment.get("notice"):
+            self._announce(attachment["notice"])
+        for step in attachment["guest"]:
+            done = await channel.run(**step)
+            if done.code:
+                raise TransientError(f"mount {mount}: {done.stderr.decode(errors='replace').strip()[-500:]}")
+
+    def _attachment(self, mount: Mount, socket_path: str, guest: dict[str, Any]) -> dict[str, Any]:
+        """The first provider in the site's order that can serve the mount.
+
+        Raises NoProvider, or HostError if one of them found this host wanting.
+        """
+        problems, sick = [], None
+        for name in self._plan.storage:
+            try:
+                made: dict[str, Any] | None = self._hook.wnodes_mount_attach(
+                    mount=mount, socket_path=socket_path, guest=guest, provider=name
+                )
+            except (NoProvider, HostError) as error:
+                problems.append(f"{name}: {error.message}")
+                sick = sick or (error if isinstance(error, HostError) else None)
+                continue
+            if made is not None:
+                return made
+            problems.append(f"{name}: there is no such provider")
+        if sick:
+            raise sick
+        raise NoProvider(f"mount {mount}: nothing can serve it to this guest: {'; '.join(problems)}")
+
+
+def _below(mount: Mount, other: Mount) -> bool:
+    return mount.target.startswith(other.target.rstrip("/") + "/")
+
+
+def undo(resource: Resource, hook: Any) -> None:
+    """End the gateway of one attachment; a mount whose gateway never started needs nothing."""
+    if "attachment" in resource.data:
+        hook.wnodes_mount_detach(attachment=resource.data["attachment"])
