@@ -21,6 +21,7 @@ from wnodes_core.model import (
     parse_size_mib,
 )
 from wnodes_core.phases import Phase
+from wnodes_core.processes import environ_of
 
 API_LEVEL = 1
 
@@ -42,6 +43,7 @@ __all__ = [
     "Template",
     "Vm",
     "VmRequest",
+    "environ_of",
     "errors",
     "hookimpl",
     "parse_size_mib",

@@ -19,7 +19,9 @@ COMMAND_TIMEOUT_S = 5.0
 LRMS_ENVIRONMENT = ("SLURM_CONF", "LSF_ENVDIR", "CONDOR_CONFIG")
 
 
-def dispatch(lrms: str, phase: str, argv: tuple[str, ...], environ: dict[str, str], socket: str) -> int:
+def dispatch(
+    lrms: str, phase: str, argv: tuple[str, ...], environ: dict[str, str], socket: str, wait: bool = True
+) -> int:
     """Answer one hook call; returns the exit code for the LRMS."""
     hook = Plugins(lrms=lrms, builtins=(), scan=False).hook
     native = NativeCall(Phase(phase), argv, environ)
@@ -29,18 +31,20 @@ def dispatch(lrms: str, phase: str, argv: tuple[str, ...], environ: dict[str, st
         if found is None:
             return 0
         request, job = found
-        _ask_daemon(socket, lrms, native.phase, request, job)
+        _ask_daemon(socket, lrms, native.phase, request, job, wait)
     except WnodesError as caught:
         error = caught
     return _carry_out(hook.wnodes_lrms_reply(call=native, error=error, job=job))
 
 
-def _ask_daemon(socket: str, lrms: str, phase: Phase, request: VmRequest, job: Job | None) -> None:
+def _ask_daemon(socket: str, lrms: str, phase: Phase, request: VmRequest, job: Job | None, wait: bool) -> None:
     question: dict[str, Any] = {"op": phase.value, "lrms": lrms}
     if phase is Phase.PREPARE and job is not None:
         question |= {"request": request.to_dict(), "job": job.to_dict()}
     elif phase is Phase.FINISH and job is not None:
         question |= {"job_id": job.job_id, "node": job.node}
+    elif phase in (Phase.PREPARE, Phase.FINISH):  # the LRMS runs this as the job's user: wnodesd sees whose it is
+        question |= {"request": request.text(), "wait": wait}
     elif phase is Phase.ADVERTISE:
         question = {"op": "status"}
     else:

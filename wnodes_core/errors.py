@@ -41,6 +41,7 @@ class WnodesError(Exception):
     """
 
     verdict = Verdict.HOLD
+    again = False  # wnodesd's decision, bounded: the batch system is to run the job anew
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -52,7 +53,8 @@ class WnodesError(Exception):
 
     def to_dict(self) -> dict[str, str]:
         """The error as it crosses a socket: kind, message, hint."""
-        return {"kind": type(self).__name__, "message": self.message, "hint": self.hint}
+        again = {"again": "yes"} if self.again else {}
+        return {"kind": type(self).__name__, "message": self.message, "hint": self.hint, **again}
 
 
 class RequestError(WnodesError):
@@ -192,4 +194,6 @@ def from_dict(data: dict[str, object]) -> WnodesError:
     kind = kinds().get(str(data.get("kind")), WnodesError)
     if kind is CommandError:
         kind = TransientError
-    return kind(str(data.get("message", "no message")), hint=str(data.get("hint", "")))
+    error = kind(str(data.get("message", "no message")), hint=str(data.get("hint", "")))
+    error.again = data.get("again") == "yes"
+    return error

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from wnodes_core import history, processes
-from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, WnodesError
+from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, Verdict, WnodesError
 from wnodes_core.files import remove_tree, write_atomic
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.guest.relay import Relay
@@ -94,10 +94,10 @@ class Keeper:
             if running:
                 await self._serve(running)
         except WnodesError as error:
-            self._fail(error)
+            await self._fail(error)
         except Exception as error:  # noqa: BLE001 - a bug of ours must reach the user, not only the log
             log.exception("bug")
-            self._fail(WnodesError(f"bug in the keeper: {type(error).__name__}: {error}"))
+            await self._fail(WnodesError(f"bug in the keeper: {type(error).__name__}: {error}"))
             raise
         finally:
             bounded.cancel()
@@ -164,9 +164,11 @@ class Keeper:
         if self.holding is None:
             self.end("the last launcher has gone")
 
-    def _fail(self, error: WnodesError) -> None:
+    async def _fail(self, error: WnodesError) -> None:
         self.failed = True
         self._tell("failed", error)
+        if self.holding and error.verdict is Verdict.REQUEUE:
+            error = await self.holding.verdict(error)  # whether the job is to run anew, its launcher must know
         self.relay.fail(error)
 
     def _phase(self, name: str, seconds: float) -> str:

@@ -35,9 +35,12 @@ LIMITS = ("as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "s
 def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
     """Run this process's own task in the job's VM; never returns. wnodesd listens in ``run_dir``."""
     closed = client.reserve_stdio()
+    task = None
     try:
         task = importlib.import_module(f"wnodes_{lrms}.task").read_task(tuple(sys.argv), dict(os.environ))
-        folder, host_commands = _lease(lrms, f"{run_dir}/wnodesd.sock", task.host_commands)
+        # A batch system whose hooks are the user's may never have told the node of this job: then we do.
+        request = getattr(task, "request", None)
+        folder, host_commands = _lease(lrms, f"{run_dir}/wnodesd.sock", task.host_commands, request)
         command = command_of(
             task.argv,
             for_guest(task.environ),
@@ -48,7 +51,7 @@ def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
         )
         end = client.run(f"{folder}/keeper.sock", command, closed=closed, progress=client.show_progress)
     except WnodesError as error:
-        refuse(error)
+        refuse(error, getattr(task, "exit_again", REFUSED) if error.again else REFUSED)
     finish(command, end)
 
 
@@ -66,18 +69,20 @@ def _where(names: tuple[str, ...]) -> dict[str, str]:
     return {name: path for name, path in found if path}
 
 
-def refuse(error: WnodesError) -> NoReturn:
-    """Say why there is no VM and end with our own exit code."""
+def refuse(error: WnodesError, code: int = REFUSED) -> NoReturn:
+    """Say why there is no VM and end with our own exit code, or with the one that has the LRMS run the job anew."""
     print(f"wnodes: error: {error}", file=sys.stderr, flush=True)
-    os._exit(REFUSED)
+    os._exit(code)
 
 
-def _lease(lrms: str, daemon: str, host_commands: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def _lease(
+    lrms: str, daemon: str, host_commands: tuple[str, ...], request: str | None = None
+) -> tuple[str, tuple[str, ...]]:
     """The lease's folder, and what the guest may ask this host to run: the site's list before the adapter's.
 
     If we were elected to, the keeper has been started there.
     """
-    question = {"op": "launch", "lrms": lrms}
+    question = {"op": "launch", "lrms": lrms} | ({} if request is None else {"request": request})
     began, asked = process_began(), time.monotonic()
     grant = call(question, on_progress=client.show_progress, timeout_s=LAUNCH_TIMEOUT_S, path=daemon)
     steps = [("launcher", 0.0, asked - began), ("lease", asked - began, time.monotonic() - asked)]

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 
+from wnodes_core.errors import CommandError
 from wnodes_core.model import Process
 
 # A user's argv may be 6 MiB of one-letter words, in a thousand processes: as Python objects that
@@ -40,6 +41,24 @@ def read(pid: int, *, command_of_users: bool = True) -> Process | None:
         exe = os.readlink(f"/proc/{pid}/exe")
     words = tuple(word.decode(errors="replace") for word in command.rstrip(b"\0").split(b"\0", _COMMAND_WORDS))
     return Process(pid, int(rest[1]), uid, int(rest[19]), exe, words)
+
+
+def environ_of(process: Process, name: str, *, timeout_s: float = 2.0) -> list[str]:
+    """Every value that ``name`` has in the environment this process was started with; [] if it cannot be read.
+
+    More than one value means that somebody wrote it by hand. A user can write all of it: it tells
+    which job to ask the batch system about, and proves nothing alone. Read by a process of its own,
+    because a page of a user's may answer the reader when it likes to.
+    """
+    from wnodes_core import command  # not for those who only walk the table
+
+    try:
+        done = command.run(["cat", f"/proc/{process.pid}/environ"], timeout_s=timeout_s)
+    except CommandError:
+        return []
+    prefix = name.encode() + b"="
+    entries = done.stdout.split(b"\0") if alive(process) else []
+    return [entry[len(prefix) :].decode(errors="replace") for entry in entries if entry.startswith(prefix)]
 
 
 def ancestry(pid: int, *, command_of_users: bool = True) -> Iterator[Process]:

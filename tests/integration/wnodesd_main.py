@@ -36,6 +36,9 @@ class Hook:
                 return Owner(match[1], "0", process, match[2] == "long", "n0")
         return None
 
+    def wnodes_lrms_claim(self, owner, uid, gid):
+        return None
+
     def wnodes_lrms_homes(self, owner, processes):
         return next((p for p in processes if f"fakehome={owner.job_id}" in p.command and p.uid == 0), None)
 

@@ -235,6 +235,7 @@ class Daemon:
         """Note why the lease came to nothing; the error to report, its REQUEUE bounded."""
         bounded: WnodesError = await self.quick(self.verdicts.bound, error, lease.job.key, lease.id)
         if lease.error is None:
+            bounded.again = requeueing.wanted(lease, bounded)
             lease.error = bounded.to_dict()
             self.metrics.errors.labels(str(bounded.verdict)).inc()
             extra = {"event": "error", "lease": lease.id, "job": lease.job.key, "error": lease.error["kind"]}
