@@ -17,22 +17,8 @@ from typing import Any
 
 from wnodes_lsf.simulator import esubs, nios, wire
 from wnodes_lsf.simulator.conf import Conf
+from wnodes_lsf.simulator.options import FLAGS, VALUED
 
-# Options with a value, by their parameter's name (D: sub_exec_controls_enable).
-_VALUED = """\
--J=JOB_NAME -q=QUEUE -i=IN_FILE -o=OUT_FILE -e=ERR_FILE -R=RES_REQ -E=PRE_EXEC -Ep=POST_EXEC -L=LOGIN_SHELL -W=RLIMIT_RUN
--n=NUM_PROCESSORS -M=RLIMIT_RSS -P=PROJECT_NAME -a=ADDITIONAL -k=CHKPNT_DIR -app=APP -G=USER_GROUP -m=HOSTS -w=DEPEND_COND
-"""
-VALUED = {option: name for option, _, name in (word.partition("=") for word in _VALUED.split())}
-FLAGS = {
-    "-I": {"INTERACTIVE": "Y"},
-    "-Ip": {"INTERACTIVE": "Y", "PTY": "Y"},
-    "-Is": {"INTERACTIVE": "Y", "PTY": "Y", "PTY_SHELL": "Y"},
-    "-x": {"EXCLUSIVE": "Y"},
-    "-r": {"RERUNNABLE": "Y"},
-    "-H": {"HOLD": "Y"},
-    "-ar": {"AUTO_RESIZABLE": "Y"},
-}
 REFUSED = 255
 
 

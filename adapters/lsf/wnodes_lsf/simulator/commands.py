@@ -11,6 +11,7 @@ from typing import Any
 
 from wnodes_lsf.simulator import bsub, esubs, wire
 from wnodes_lsf.simulator.conf import Conf
+from wnodes_lsf.simulator.options import VALUED
 
 FIELDS = (
     "jobid",
@@ -73,7 +74,7 @@ def bjobs(conf: Conf, argv: list[str]) -> int:
 
 
 def _specs(argv: list[str]) -> list[str]:
-    after = {i + 1 for i, word in enumerate(argv) if word in ("-u", "-m", "-o", "-s", *bsub.VALUED)}
+    after = {i + 1 for i, word in enumerate(argv) if word in ("-u", "-m", "-o", "-s", *VALUED)}
     return [word for i, word in enumerate(argv) if i not in after and re.fullmatch(r"\d+(\[\d+\])?", word)]
 
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 
 from wnodes_lsf.simulator import spawn
 from wnodes_lsf.simulator.conf import Conf
+from wnodes_lsf.simulator.options import KNOWN
 
 ABORT = 97  # LSB_SUB_ABORT_VALUE (T)
 _LINE = re.compile(rb'LSB_SUB\d*_([A-Z0-9_]+)=(?:"(.*)"|(\d+|Y)|SUB_RESET)[ \t]*\Z')
-KNOWN = frozenset(
-    ["JOB_NAME", "QUEUE", "IN_FILE", "OUT_FILE", "ERR_FILE", "EXCLUSIVE", "PRE_EXEC", "POST_EXEC", "LOGIN_SHELL", "RES_REQ", "PROJECT_NAME", "INTERACTIVE", "PTY", "PTY_SHELL", "NUM_PROCESSORS", "MAX_NUM_PROCESSORS", "RLIMIT_RUN", "RLIMIT_CPU", "RLIMIT_RSS", "RERUNNABLE", "CHKPNT_DIR", "CHKPNT_PERIOD", "HOLD", "COMMAND_LINE", "APP", "AUTO_RESIZABLE", "USER_GROUP", "HOSTS", "MODIFY", "DEPEND_COND"]
-)
 
 
 @dataclass
