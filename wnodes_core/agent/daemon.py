@@ -73,6 +73,7 @@ class Daemon:
         self.stopping = False
         self.started = time.time()
         self.advertise_wanted = asyncio.Event()
+        self.leases_changed = asyncio.Event()
         self._quick = ThreadPoolExecutor(16, "quick")
         self._slow = ThreadPoolExecutor(32, "slow")
         self._fetching = ThreadPoolExecutor(64, "fetch")
@@ -130,6 +131,7 @@ class Daemon:
         """Log an event of a lease, wake who waits for it, tell the observers."""
         log.info("lease %s", event, extra={"event": event, "lease": lease.id, "job": lease.job.key, **more})
         lease.notify()
+        self.leases_changed.set()
         self.background(self._observers(lease, event), "observers")
 
     async def _observers(self, lease: Lease, event: str) -> None:

@@ -146,7 +146,7 @@ def snippet(site: Site, kind: str = "Queue") -> str:
 
 def resource_lines(site: Site) -> str:
     """For lsf.shared and the ResourceMap of lsf.cluster.NAME; a person adds them."""
-    names = ["vmslots", *(f"img_{name}" for name in site.images)]
+    names = ["vmslots", *(f"{kind}_{name}" for name in site.images for kind in ("img", "tmpl"))]
     shared = "".join(f"{name}  Numeric  15  N  (wnodes)\n" for name in names)
     mapped = "".join(f"{name}  [default]\n" for name in names)
     return f"# lsf.shared, in Begin Resource:\n{shared}# lsf.cluster.NAME, in Begin ResourceMap:\n{mapped}"
