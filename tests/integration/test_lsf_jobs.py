@@ -119,20 +119,17 @@ def test_a_job_killed_while_it_boots_never_begins(site):
     assert not (site.work / "never").exists()
 
 
-def test_the_run_limit_warns_and_then_ends_the_job(site):
+def test_the_run_limit_warns_and_ends_a_job_and_a_requeued_one_gets_a_fresh_vm(site):
     (site.work / "usr2").unlink(missing_ok=True)
     (site.work / "ready").unlink(missing_ok=True)
-    job = site.submit(TRAPS, "-W", "25")  # of the simulator's minutes of one second
-    assert site.ended(job)["exit_code"] == "5", site.about(job)
-    assert [line for line in lines(site, job) if line in WORDS] == ["usr2", "int", "term"]
-
-
-def test_a_requeued_job_gets_a_fresh_vm_and_runs_to_its_end(site):
+    limited = site.submit(TRAPS, "-W", "25")  # of the simulator's minutes of one second
     script = f"cat {ID}; [ -e /tmp/mark ] && echo old; touch /tmp/mark; [ -e again ] && exit 0; touch again; exit 77"
     job = site.submit(script)
     shown = site.ended(job)
     first, second = lines(site, job)
     assert shown["stat"] == "DONE" and len({first, second, HOST}) == 3, site.about(job)
+    assert site.ended(limited)["exit_code"] == "5", site.about(limited)
+    assert [line for line in lines(site, limited) if line in WORDS] == ["usr2", "int", "term"]
 
 
 def test_a_stopped_job_s_vm_stands_still_until_it_is_resumed(site):
@@ -157,8 +154,8 @@ def test_bsub_interactive_has_stdin_both_outputs_and_the_exit_code(site):
     done = site.run_as(argv, stdin=b"typed\n\0binary\xff", check=False)
     assert done.exit_code == 4, done
     out = done.stdout.split(b"is submitted to queue <vm>.\n")[1]
-    typed, boot, no_tty, _ = out.partition(b"binary\xff")[2].split(b"\n"), *[None] * 3
-    assert out.startswith(b"typed\n\0binary\xff") and typed[0].decode() != HOST and typed[1] == b"not a tty"
+    boot, tty = out.removeprefix(b"typed\n\0binary\xff").decode().splitlines()
+    assert len(boot) == len(HOST) and boot != HOST and tty == "not a tty"
     assert b"oops" in done.stderr
 
 

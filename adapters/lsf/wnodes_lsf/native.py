@@ -21,6 +21,7 @@ _LINE = re.compile(r"(?:LSB_)?SUB\d*_([A-Z][A-Z0-9_]*)=(.*)\Z", re.DOTALL)
 _OURS = re.compile(r"(?:^|\s)wnodes(?:\(([^()]*)\))?(?=\s|\Z)")
 # What LSF's own files, which cannot quote, carry unharmed.
 _PLAIN = re.compile(r"[A-Za-z0-9 ._:@=,/+~%-]*\Z")
+_LONGEST = 4000
 _SECTION = re.compile(r"\b(select|order|rusage|span|same|cu|affinity)\[([^\[\]]*)\]")
 SCRIPT = "$LSB_JOBFILENAME.shell"  # what bsub < script becomes, before any shell has expanded it
 # Options that a VM cannot follow: bsub's letter by the parameter's name.
@@ -93,6 +94,8 @@ def request_text(additional: str, arguments: Sequence[str] = ()) -> str | None:
 
 def parse_request(text: str) -> VmRequest:
     """The request; '' leaves all to the site. Raises BadRequest, also for signs that LSF's files cannot carry."""
+    if len(text) > _LONGEST:
+        raise errors.BadRequest(f"{text[:60]!r}…: {len(text)} signs: want at most {_LONGEST}")
     if not _PLAIN.match(text):
         raise errors.BadRequest(f"{text[:200]!r}: LSF can carry only letters, digits, blanks and . _ : @ = , / + ~ % -")
     return VmRequest.parse(text) if text else VmRequest()

@@ -63,8 +63,9 @@ def _exchange(feed: int, out: int, data: bytes) -> bytes:
     if not rest:
         os.close(feed)
         feed = -1
-    while True:
-        readable, writable, _ = select.select([out], [feed] if feed >= 0 else [], [])
+    sources = [out]
+    while sources or feed >= 0:
+        readable, writable, _ = select.select(sources, [feed] if feed >= 0 else [], [])
         if writable:
             rest = _feed(feed, rest)
             if not rest:
@@ -72,11 +73,8 @@ def _exchange(feed: int, out: int, data: bytes) -> bytes:
                 feed = -1
         if readable:
             piece = os.read(out, 65536)
-            if not piece:
-                break
+            sources = sources if piece else []
             collected.append(piece)
-    if feed >= 0:
-        os.close(feed)
     os.close(out)
     return b"".join(collected)
 
