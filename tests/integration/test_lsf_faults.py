@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,7 +106,8 @@ def test_hooks_that_never_run_cost_time_and_nothing_else(minimal_image):
         asked = bare.submit("echo never")
         assert bare.ended(asked)["exit_code"] == "125" and "systemctl start wnodesd" in bare.output(asked)
         bare.start_wnodesd()
-        assert bare.show(lost)["stat"] == "RUN" and bare.lease(lost)["keeper_state"] == "running"
+        bare.wait_running(lost)
+        assert bare.show(lost)["stat"] == "RUN"
         bare.run_as(["bkill", lost])
         bare.ended(lost)
         bare.assert_nothing_left()
@@ -136,18 +136,19 @@ PHASES = ("queued", "booting", "running")
 @pytest.mark.parametrize("phase", PHASES)
 def test_sbatchd_may_be_killed_and_started_again_at_any_time(site, phase):
     """The job goes on in its VM; LSF loses its exit code (65280) if it ends meanwhile, END comes twice."""
-    mark = site.work / f"mark-{phase}"
+    mark, go = site.work / f"mark-{phase}", site.work / f"go-{phase}"
     if phase == "queued":
         site.lab.kill_daemon("sbatchd")
-    job = site.submit(f"cat {ID}; touch {mark}; exit 4")
+    job = site.submit(f"cat {ID}; touch {mark}; while [ ! -e {go} ]; do sleep 0.1; done; exit 4")
     if phase == "booting":
-        until(lambda: site.lease(job).get("keeper_state") == "starting", lambda: site.about(job), 60)
+        until(lambda: site.lease(job).get("state") in ("starting", "running"), lambda: site.about(job), 60)
     elif phase == "running":
         until(mark.exists, lambda: site.about(job), 90)
     site.lab.kill_daemon("sbatchd")
-    if phase == "booting":
-        until(mark.exists, lambda: site.about(job), 90)
-    time.sleep(0.5)
+    go.touch()
+    if phase != "queued":
+        until(lambda: site.lease(job)["state"] in ("over", "ended"), lambda: site.about(job), 90)
+        assert mark.exists()
     site.lab.start_daemon("sbatchd")
     shown = site.ended(job)
     assert shown["exit_code"] == ("4" if phase == "queued" else "255"), site.about(job)

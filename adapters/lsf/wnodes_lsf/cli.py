@@ -47,6 +47,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help='also esub itself: for LSF without bsub -a "name(args)"',
     )
+    action.add_argument(
+        "--allow-login-shell",
+        dest="login",
+        action="store_true",
+        help="let bsub -L pass: wrappers of a grid's BLAH have it",
+    )
     action.set_defaults(func=run, mode="dry-run")
 
 
@@ -69,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         paths = (args.serverdir.absolute(), args.queues.absolute(), args.prefix.absolute(), args.run_dir.absolute())
         words = {"queue": args.queue, "apps": tuple(args.app), "images": tuple(args.image)}
-        site = install.Site(*paths, args.python, slots=args.slots, generic=args.generic, **words)
+        site = install.Site(*paths, args.python, slots=args.slots, generic=args.generic, login=args.login, **words)
         return {"dry-run": _dry_run, "check": _check, "apply": _apply, "uninstall": _uninstall}[args.mode](site)
     except (WnodesError, OSError) as error:
         print(f"wnodes: {error}", file=sys.stderr)

@@ -39,6 +39,7 @@ class Site:
     images: tuple[str, ...] = ()
     slots: bool = True
     generic: bool = False
+    login: bool = False
 
     def __post_init__(self) -> None:
         for name in ("serverdir", "queues_file", "prefix", "run_dir", "python"):
@@ -53,6 +54,7 @@ class Site:
     def marks(self) -> dict[str, str]:
         """What stands for what in the scripts."""
         words = f"queues={self.queue} apps={','.join(self.apps)} slots={'yes' if self.slots else 'no'}"
+        words += " login=yes" if self.login else ""
         return {
             "@PYTHON@": self.python,
             "@RUN@": str(self.run_dir),

@@ -30,12 +30,16 @@ RUNNING = frozenset({"RUN", "USUSP", "SSUSP"})
 
 
 class Site(NamedTuple):
-    """What the installed esub says: ``bsub=PID queues=vm,vmlong apps=vmapp slots=yes``."""
+    """What the installed esub says: ``bsub=PID queues=vm,vmlong apps=vmapp slots=yes login=yes``.
+
+    ``login`` lets ``-L`` pass, which BLAH's wrappers have: the start files then run on the host, the job in its VM.
+    """
 
     queues: tuple[str, ...] = ("vm",)
     apps: tuple[str, ...] = ()
     slots: bool = False
     bsub: str = ""
+    login: bool = False
 
 
 class Submission(NamedTuple):
@@ -105,11 +109,11 @@ def parse_site(words: Sequence[str]) -> Site:
     """The words that the installed script passes.
 
     >>> parse_site(["queues=vm,big", "slots=yes"])
-    Site(queues=('vm', 'big'), apps=(), slots=True, bsub='')
+    Site(queues=('vm', 'big'), apps=(), slots=True, bsub='', login=False)
     """
     given = dict(word.partition("=")[::2] for word in words)
     queues, apps = (tuple(filter(None, given.get(key, "").split(","))) for key in ("queues", "apps"))
-    return Site(queues, apps, given.get("slots") == "yes", given.get("bsub", ""))
+    return Site(queues, apps, given.get("slots") == "yes", given.get("bsub", ""), given.get("login") == "yes")
 
 
 def submission(parameters: Mapping[str, str], text: str, site: Site, argv: Sequence[str], modify: bool) -> Submission:
@@ -118,7 +122,7 @@ def submission(parameters: Mapping[str, str], text: str, site: Site, argv: Seque
     ``argv`` is bsub's own. Raises BadRequest.
     """
     for name, option in _HOST_ONLY.items():
-        if parameters.get(name):
+        if parameters.get(name) and not (site.login and name == "LOGIN_SHELL"):
             raise errors.BadRequest(f"bsub {option}: a VM cannot follow it: want the job without")
     request = parse_request(text)
     if modify:
