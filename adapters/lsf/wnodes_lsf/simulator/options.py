@@ -20,6 +20,7 @@ VALUED = {
     "-G": "USER_GROUP",
     "-m": "HOSTS",
     "-w": "DEPEND_COND",
+    "-f": "OTHER_FILES",
 }
 FLAGS = {
     "-I": {"INTERACTIVE": "Y"},
