@@ -28,8 +28,7 @@ facts = {{"name": sys.argv[1], "argv": sys.argv[2:], "uid": os.getuid(), "cwd": 
 facts |= {{"size": len(data), "head": data[:20].hex(), "environ": dict(os.environ), "group": os.getpgrp()}}
 facts["parm"] = text(os.environ.get("LSB_SUB_PARM_FILE", ""))
 facts["stdio"] = [os.readlink("/proc/self/fd/%d" % n) for n in (1, 2)]
-with open("{record}", "a") as file:
-    file.write(json.dumps(facts) + "\\n")
+os.write(os.open("{record}", os.O_WRONLY | os.O_APPEND), json.dumps(facts).encode() + b"\\n")
 END
 """
 QUEUES = """\
