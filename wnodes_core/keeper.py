@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wnodes_core import history, processes
+from wnodes_core import history, processes, stopped
 from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, Verdict, WnodesError
 from wnodes_core.files import remove_tree, write_atomic
 from wnodes_core.guest.channel import GuestChannel
@@ -86,9 +86,10 @@ class Keeper:
         await self.relay.start()
         if self.holding:
             self.holding.start(on_end=self.end)
+        aside = [asyncio.ensure_future(self._bound_logs())]
         if self.launcher:
             self._follow(self.launcher)
-        bounded = asyncio.ensure_future(self._bound_logs())
+            aside.append(asyncio.ensure_future(stopped.follow(self.launcher, self._pause)))
         try:
             running = await self._start_unless_ended()
             if running:
@@ -100,7 +101,8 @@ class Keeper:
             await self._fail(WnodesError(f"bug in the keeper: {type(error).__name__}: {error}"))
             raise
         finally:
-            bounded.cancel()
+            for task in aside:
+                task.cancel()
             await self._tear_down()
 
     async def _start_unless_ended(self) -> Running | None:

@@ -6,11 +6,13 @@ command ran in; the host's says that it ran bare. Each job does much, because it
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import pwd
 import re
 import select
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +146,13 @@ def test_a_stopped_job_s_vm_stands_still_until_it_is_resumed(site):
     until(lambda: (site.show(job)["stat"], counted(), time.sleep(0.7)) == ("USUSP", counted(), None), "standstill", 20)
     stood = counted()
     site.run_as(["bresume", job])
+    until(lambda: counted() > stood, lambda: site.about(job), 20)
+    # A queue without our JOB_CONTROLS sends SIGSTOP, which no launcher can catch.
+    group = json.loads((site.lab.share / "sbatchd.state").read_text())[job]["pid"]
+    os.killpg(group, signal.SIGSTOP)
+    until(lambda: (counted(), time.sleep(1.2)) == (counted(), None), "standstill", 20)
+    stood = counted()
+    os.killpg(group, signal.SIGCONT)
     until(lambda: counted() > stood, lambda: site.about(job), 20)
     (site.work / "go").touch()
     assert site.ended(job)["stat"] == "DONE"

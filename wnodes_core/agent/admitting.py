@@ -78,14 +78,11 @@ class Admitting:
 
         ``text`` is the request in its grammar, the user's own words. Raises WnodesError; its REQUEUE is bounded.
         """
-        hook = await self._daemon.quick(self._daemon.parts.hook_for, lrms)
-        job: Job | None = await self._daemon.quick(hook.wnodes_lrms_claim, owner=owner, uid=peer.uid, gid=peer.gid)
-        if job is None:
-            raise RequestError(f"job {owner.job_id} has no VM on node {owner.node or 'this node'}")
+        job = await self._claimed(peer, lrms, owner)
         key = (lrms, job.job_id, job.node)
         lock = self._one_job.setdefault(key, asyncio.Lock())
         try:
-            async with lock:
+            async with lock, self._turns[peer.uid]:
                 found = self._of_this_run(self._daemon.find(*key), owner, job)
                 return found or await self.admit(job, request_of(text), owner=owner)
         except WnodesError as error:
@@ -93,6 +90,20 @@ class Admitting:
         finally:
             if not lock.locked():
                 self._one_job.pop(key, None)
+
+    async def _claimed(self, peer: Peer, lrms: str, owner: Owner) -> Job:
+        """The job as its own process may speak for it. Raises RequestError where only root may."""
+        hook = await self._daemon.quick(self._daemon.parts.hook_for, lrms)
+        job: Job | None = await self._daemon.quick(hook.wnodes_lrms_claim, owner=owner, uid=peer.uid, gid=peer.gid)
+        if job is None:
+            raise RequestError(
+                f"job {owner.job_id} has no VM on node {owner.node or 'this node'} that is yours to claim"
+            )
+        return job
+
+    def claiming(self, lrms: str, owner: Owner) -> bool:
+        """Whether some process of this job has its claim looked at right now."""
+        return (lrms, owner.job_id, owner.node) in self._one_job
 
     def known(self, owner: Owner, lrms: str, hook: Any, peer: Peer) -> Lease | None:
         """The lease that this client may have: of this run of its job, where runs can be told apart."""
@@ -114,7 +125,7 @@ class Admitting:
         for pause in PAUSES_S:
             await asyncio.sleep(pause)
             try:
-                return await self._daemon.quick(self._facts, hook, job, strict=True)  # type: ignore[no-any-return]
+                return await self._daemon.slow(self._facts, hook, job, strict=True)  # type: ignore[no-any-return]
             except TransientError as error:
                 problem = error
         raise problem
@@ -133,6 +144,7 @@ class Admitting:
         user likes.
         """
         owner = await self.owner(peer, lrms)
+        await self._claimed(peer, lrms, owner)
         lease = self._daemon.find(lrms, owner.job_id, owner.node)
         if lease is None:
             return True

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from wnodes_core import __version__
@@ -66,11 +67,12 @@ class Operations:
             job, request = leases.job_of(message.get("job"), lrms), leases.request_of(message.get("request"))
             return {"ok": True, "lease": (await self.admitting.admit(job, request)).id}
         owner = await self.admitting.owner(connection.peer, lrms)
-        claim = self.admitting.claim(connection.peer, lrms, owner, message.get("request"))
+        claim = partial(self.admitting.claim, connection.peer, lrms, owner, message.get("request"))
         if not message.get("wait"):
-            self._daemon.background(claim, f"preparation of job {owner.job_id}")
+            if not self.admitting.claiming(lrms, owner):
+                self._daemon.background(claim(), f"preparation of job {owner.job_id}")
             return {"ok": True, "pending": True}
-        lease = await claim
+        lease = await claim()
         self._daemon.refuse_if_over(lease)
         return {"ok": True, "lease": lease.id}
 

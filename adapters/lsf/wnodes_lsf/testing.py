@@ -35,6 +35,8 @@ run_dir: {folder}/run
 accel: tcg
 images:
   folder: {images}
+warm:
+  build: {build}
 daemon:
   sweep_interval_s: 2
   log_level: debug
@@ -79,7 +81,7 @@ def add_image(image: Image) -> None:
 class Site:
     """``with Site(image) as site:`` - up in about two seconds, down without a trace.
 
-    ``settings`` is further YAML for wnodes.yaml, ``more_queues`` further blocks of lsb.queues, ``queue``
+    ``settings`` is further YAML for wnodes.yaml, ``build`` when it makes templates, ``more_queues`` further blocks of lsb.queues, ``queue``
     lines that replace or join those of the VM queue; the rest goes to ``Lab`` (``release="T"`` or ``"D"``,
     options of lsf.conf). Job ids are ``"101"``, or ``"101[2]"`` for an element of an array.
     """
@@ -89,6 +91,7 @@ class Site:
         image: Image | None,
         *,
         settings: str = "",
+        build: str = "never",
         queue: Mapping[str, str] | None = None,
         more_queues: str = "",
         **options: Any,
@@ -107,7 +110,7 @@ class Site:
         self.queue_lines = dict(queue or {})
         self.config = self.folder / "wnodes.yaml"
         where = {"path": f"{self.lab.bindir}:{command.PATH}", "envdir": self.lab.envdir}
-        self.config.write_text(CONFIG.format(folder=self.folder, images=IMAGES, more=settings, **where))
+        self.config.write_text(CONFIG.format(folder=self.folder, images=IMAGES, build=build, more=settings, **where))
         self.daemon = 0
         self.node = os.uname().nodename.split(".")[0]  # as leases of this site name it
 
