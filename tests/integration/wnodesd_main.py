@@ -144,6 +144,7 @@ def main():
         daemon=SimpleNamespace(
             socket=config["run_dir"] + "/wnodesd.sock",
             metrics="unix:" + config["run_dir"] + "/metrics.sock",
+            slots=3,
             sweep_interval_s=config.get("sweep_s", 3600),
         ),
     )

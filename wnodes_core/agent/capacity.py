@@ -58,5 +58,5 @@ class Capacity:
         warm = {kept.template.image for kept in Shelf(settings.warm.folder).all()}
         lines = [f"wnodesd {os.getpid()} {me.started if me else 0}", f"slots {max(0, slots - taken)}"]
         lines += [f"image {name}" for name in sorted({entry.name for entry in entries})]
-        lines += [f"template {name}" for name in sorted({e.name for e in entries if e.disk.digest in warm})]
+        lines += [f"template {name}" for name in sorted({e.name for e in entries if warm and e.disk.digest in warm})]
         return "\n".join(lines) + "\n"

@@ -81,9 +81,10 @@ def add_image(image: Image) -> None:
 class Site:
     """``with Site(image) as site:`` - up in about two seconds, down without a trace.
 
-    ``settings`` is further YAML for wnodes.yaml, ``build`` when it makes templates, ``more_queues`` further blocks of lsb.queues, ``queue``
-    lines that replace or join those of the VM queue; the rest goes to ``Lab`` (``release="T"`` or ``"D"``,
-    options of lsf.conf). Job ids are ``"101"``, or ``"101[2]"`` for an element of an array.
+    ``settings`` is further YAML for wnodes.yaml, ``build`` when it makes templates, ``more_queues`` further
+    blocks of lsb.queues, ``queue`` lines that replace or join those of the VM queue; the rest goes to ``Lab``
+    (``release="T"`` or ``"D"``, options of lsf.conf). Job ids are ``"101"``, or ``"101[2]"`` for an
+    element of an array.
     """
 
     def __init__(
