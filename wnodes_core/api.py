@@ -1,6 +1,7 @@
 """All that an adapter or a plug-in may import from us (with ``wnodes_core.tools`` for providers)."""
 
 from wnodes_core import errors
+from wnodes_core.files import read_owned
 from wnodes_core.markers import hookimpl
 from wnodes_core.model import (
     Boot,
@@ -21,7 +22,7 @@ from wnodes_core.model import (
     parse_size_mib,
 )
 from wnodes_core.phases import Phase
-from wnodes_core.processes import environ_of
+from wnodes_core.processes import environ_of, run_by_root
 
 API_LEVEL = 1
 
@@ -47,4 +48,6 @@ __all__ = [
     "errors",
     "hookimpl",
     "parse_size_mib",
+    "read_owned",
+    "run_by_root",
 ]

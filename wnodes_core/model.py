@@ -246,7 +246,8 @@ class Owner:
     ``root`` is the job's root process on this node (its end ends the lease).
     ``job_long`` says that the step lives as long as the job does on this node, so the VM may
     live inside it. ``step`` is the LRMS's name of the step. ``work_dir`` is the job's folder, where the
-    LRMS wrote it beside the job's id; its user could have written it too.
+    LRMS wrote it beside the job's id; its user could have written it too. ``last``: once ``root`` has
+    ended, no process of this job starts on this node any more, so all of its lease can go.
     """
 
     job_id: str
@@ -255,3 +256,4 @@ class Owner:
     job_long: bool
     node: str = ""
     work_dir: str = ""
+    last: bool = False

@@ -61,6 +61,22 @@ def environ_of(process: Process, name: str, *, timeout_s: float = 2.0) -> list[s
     return [entry[len(prefix) :].decode(errors="replace") for entry in entries if entry.startswith(prefix)]
 
 
+def run_by_root(process: Process, name: str) -> bool:
+    """Whether root runs this, from a file of root's whose name begins with ``name``.
+
+    The real uid counts: daemons take a user's effective uid for moments, and a set-uid program of
+    root's keeps the real uid of the user who started it.
+    """
+    if not os.path.basename(process.exe).startswith(name):
+        return False
+    try:
+        with open(f"/proc/{process.pid}/status", encoding="utf-8", errors="replace") as file:
+            uids = next(line for line in file if line.startswith("Uid:")).split()[1:]
+        return uids[0] == "0" and os.stat(f"/proc/{process.pid}/exe").st_uid == 0
+    except (OSError, StopIteration):
+        return False
+
+
 def ancestry(pid: int, *, command_of_users: bool = True) -> Iterator[Process]:
     """The process and its parents up to init, nearest first."""
     seen: set[int] = set()

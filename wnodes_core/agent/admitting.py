@@ -60,6 +60,9 @@ class Admitting:
             await self.ended(before, "the job starts anew")
         lease = await daemon.create(job, request)
         lease.owner = owner
+        if owner and owner.last:
+            daemon.watch_job(lease, owner.root)
+            await daemon.save(lease)
         note(daemon, lease, "admit", time.monotonic() - began)
         self._images.begin(lease)
         return lease
@@ -86,7 +89,7 @@ class Admitting:
                 found = self._of_this_run(self._daemon.find(*key), owner, job)
                 return found or await self.admit(job, request_of(text), owner=owner)
         except WnodesError as error:
-            raise await self._bounded(error, job) from error
+            raise await self._bounded(error, job, owner) from error
         finally:
             if not lock.locked():
                 self._one_job.pop(key, None)
@@ -130,8 +133,8 @@ class Admitting:
                 problem = error
         raise problem
 
-    async def _bounded(self, error: WnodesError, job: Job) -> WnodesError:
-        attempt = f"no lease at {time.time()}"
+    async def _bounded(self, error: WnodesError, job: Job, owner: Owner) -> WnodesError:
+        attempt = f"no lease for the run of process {owner.root.pid}, born {owner.root.started}"
         bounded: WnodesError = await self._daemon.quick(self._daemon.verdicts.bound, error, job.key, attempt)
         bounded.again = bounded.verdict is Verdict.REQUEUE
         log.warning("job %s: %s", job.key, bounded.message, extra={"event": "refused", "job": job.key})

@@ -170,7 +170,8 @@ class Daemon:
     def watch_job(self, lease: Lease, process: Process) -> None:
         """End the lease when the process that lives as long as the job has ended."""
         lease.root = process
-        self.watch(lease, "job", process, lambda: self.end(lease, "the job's root process ended"))
+        last = lease.last
+        self.watch(lease, "job", process, lambda: self.end(lease, "the job's root process ended", job_over=last))
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -198,7 +199,8 @@ class Daemon:
     async def _stop_keeper(self, lease: Lease, reason: str) -> None:
         lease.state = State.ENDING
         for name in list(lease.watches):
-            self.unwatch(lease, name)
+            if name != "job" or not lease.last:  # its end lets the marker go, too
+                self.unwatch(lease, name)
         if lease.fetch:
             lease.fetch.cancel()
         self.say(lease, "ending", reason=reason)
@@ -225,6 +227,7 @@ class Daemon:
 
     async def _ended_well(self, lease: Lease, job_over: bool) -> None:
         if job_over:
+            self.unwatch(lease, "job")
             self.leases.pop(lease.id, None)
             await self.quick(self.history.add, lease.shown())
             self.say(lease, "gone")
@@ -275,9 +278,11 @@ class Daemon:
     def readopt(self, lease: Lease, resume: Callable[[Lease], None]) -> None:
         """Go on with a lease of an earlier wnodesd: wait for its keeper, its launcher, or undo it."""
         log.info("found lease", extra={"event": "found", "lease": lease.id, "job": lease.job.key})
-        if lease.state is State.OVER and lease.boot_id == leases.boot_id():
-            return
         other_boot = lease.boot_id != leases.boot_id()
+        if lease.root and lease.last and not other_boot:
+            self.watch_job(lease, lease.root)
+        if lease.state is State.OVER and not other_boot:
+            return
         if lease.state in (State.PREPARING, State.ENDING) or other_boot:
             over = other_boot or lease.state is State.PREPARING  # no job survives a reboot
             self.end(lease, lease.reason or "wnodesd or the node was restarted", job_over=over)

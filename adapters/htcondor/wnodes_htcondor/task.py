@@ -1,0 +1,56 @@
+"""What the launcher must know of an HTCondor job. No imports but light ones.
+
+Contract (HTCondor 23.9, 25): ``RUNTIME -s exec OPTIONS IMAGE COMMAND ARG…`` as the job's user, in the
+working folder, with the job's stdin, stdout and stderr; each variable of the job's also stands in the
+environment under ``SINGULARITYENV_``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from wnodes_core.errors import BadRequest, WnodesError
+from wnodes_htcondor import native
+
+HOST_COMMANDS = ("condor_chirp",)
+GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Task(NamedTuple):
+    """One job: its argv and environment, and the VM it asks for."""
+
+    argv: tuple[str, ...]
+    environ: dict[str, str]
+    carried: tuple[str, ...]
+    host_commands: tuple[str, ...]
+    leader_signals: frozenset[int]
+    request: str | None
+
+
+def read_task(argv: tuple[str, ...], environ: Mapping[str, str]) -> Task:
+    """The command that HTCondor means to run, and the request in the job's ad.
+
+    Raises BadRequest.
+    """
+    call = native.runtime_call(argv[1:])
+    if not call.command:
+        raise BadRequest(f"runtime called with {' '.join(argv[1:])[:200]!r}: want exec OPTIONS IMAGE COMMAND")
+    own = native.guest_environment(environ)
+    home = call.option("--home", "-H").partition(":")[0]
+    request = native.request_from(job_ad(environ))
+    if request is None:
+        raise BadRequest("the job's ad asks for no VM: want vm_image = NAME")
+    defaults = {"PATH": GUEST_PATH, **({"HOME": home} if home else {})}
+    return Task(call.command, {**defaults, **own}, (), HOST_COMMANDS, frozenset(), request.text())
+
+
+def job_ad(environ: Mapping[str, str]) -> dict[str, native.Value]:
+    """The job's own ad. Raises BadRequest."""
+    path = environ.get("_CONDOR_JOB_AD") or os.path.join(environ.get("_CONDOR_SCRATCH_DIR", "."), ".job.ad")
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return native.parse_ad(file.read(native.MAX_AD))
+    except OSError as error:
+        raise BadRequest(f"job ad {path!r}: {error.strerror}: want the starter's") from error
