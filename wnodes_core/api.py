@@ -1,7 +1,7 @@
 """All that an adapter or a plug-in may import from us (with ``wnodes_core.tools`` for providers)."""
 
 from wnodes_core import errors
-from wnodes_core.files import read_owned
+from wnodes_core.files import read_beneath
 from wnodes_core.markers import hookimpl
 from wnodes_core.model import (
     Boot,
@@ -48,6 +48,6 @@ __all__ = [
     "errors",
     "hookimpl",
     "parse_size_mib",
-    "read_owned",
+    "read_beneath",
     "run_by_root",
 ]

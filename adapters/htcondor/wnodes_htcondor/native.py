@@ -130,6 +130,27 @@ def slot_of(command: Sequence[str]) -> str:
     return name if _SLOT.match(name) else ""
 
 
+def slot_ad(text: str, slot: str) -> dict[str, Value] | None:
+    r"""The ad of one slot out of ``condor_who -long``, or None if it runs no job.
+
+    >>> slot_ad('Name = "slot1_1@n0"\nJobId = "3.0"\n\nName = "slot1_2@n0"', "slot1_2")
+    {'name': 'slot1_2@n0'}
+    """
+    ads = (parse_ad(part) for part in re.split(r"\n\s*\n", text) if part.strip())
+    found = [ad for ad in ads if str(ad.get("name", "")).partition("@")[0] == slot]
+    return found[0] if len(found) == 1 else None
+
+
+def account_of(slot: Mapping[str, Value]) -> str:
+    """The accounting group of the job in this slot, without the user's own name at its end.
+
+    >>> account_of({"accountinggroup": "phys.cms.ann@x", "remoteowner": "ann@x"}), account_of({})
+    ('phys.cms', '')
+    """
+    group, owner = (string_of(slot, name).partition("@")[0] for name in ("AccountingGroup", "RemoteOwner"))
+    return group.removesuffix(f".{owner}") if group != owner else ""
+
+
 class RuntimeCall(NamedTuple):
     """One call of the container runtime: ``verb`` '' if it is none that we know."""
 

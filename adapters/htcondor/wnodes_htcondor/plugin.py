@@ -6,10 +6,10 @@ in the job's process family and cgroup. No hook of ours runs as root, so wnodesd
 
 * which run: the nearest ancestor that is a ``condor_starter`` of root's. Its end is the job's end here.
 * which slot: that starter's own argv.
-* which job, and what it was given: ``.job.ad`` and ``.machine.ad`` in the starter's working folder. The
-  folder is the user's, who can remove the files or move others there, but cannot make one that
-  belongs to HTCondor: only a file owned by whoever owns the folder above is believed. The most a
-  user reaches is to show an ad of another job of their own; the slot still tells the two apart.
+* which job: ``.job.ad`` in the starter's working folder says so, which is the user's to change; so the
+  startd must confirm that this very slot runs this very job (``condor_who``), and what it gave it.
+
+A forged ad therefore names at most another job than the slot's, which the startd denies.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from wnodes_core.api import (
@@ -29,7 +30,7 @@ from wnodes_core.api import (
     VmRequest,
     errors,
     hookimpl,
-    read_owned,
+    read_beneath,
     run_by_root,
 )
 from wnodes_htcondor import native, task
@@ -62,39 +63,49 @@ def wnodes_lrms_reply(
 
 @hookimpl
 def wnodes_lrms_owner(ancestry: Sequence[Process]) -> Owner | None:
-    """The nearest starter of root's among the ancestors, and the job in its working folder."""
+    """The nearest starter of root's among the ancestors, and the job that its working folder names."""
     for process in ancestry:
         if run_by_root(process, "condor_starter"):
-            job_id = native.job_id(_ad(process, ".job.ad"))
-            return Owner(job_id, "exec", process, True, native.slot_of(_argv(process)), last=True)
+            slot = native.slot_of(_argv(process))
+            return Owner(native.job_id(_job_ad(process)), "exec", process, True, slot, last=True)
     return None
+
+
+def _job_ad(starter: Process) -> dict[str, native.Value]:
+    """The ad in a starter's working folder: the user's word. Raises RequestError."""
+    try:
+        text = read_beneath(f"/proc/{starter.pid}/cwd", ".job.ad", limit=native.MAX_AD)
+    except OSError as error:
+        raise errors.RequestError(f"the job's ad cannot be read: {error}") from error
+    return native.parse_ad(text.decode(errors="replace"))
 
 
 @hookimpl
 def wnodes_lrms_claim(owner: Owner, uid: int, gid: int) -> Job | None:
-    """The job as its starter knows it; the sandbox is its working folder."""
-    job, machine = _ad(owner.root, ".job.ad"), _ad(owner.root, ".machine.ad")
-    return Job(
-        lrms="htcondor",
-        job_id=owner.job_id,
-        node=owner.node,
-        uid=uid,
-        gid=gid,
-        user=pwd.getpwuid(uid).pw_name,
-        cpus=native.number_of(machine, "Cpus"),
-        memory_mib=native.number_of(machine, "Memory"),
-        account=native.string_of(job, "AcctGroup"),
-        work_dir=os.readlink(f"/proc/{owner.root.pid}/cwd"),
-    )
+    """The job that the startd is to confirm; its sandbox is its working folder."""
+    sandbox = os.readlink(f"/proc/{owner.root.pid}/cwd")
+    user = pwd.getpwuid(uid).pw_name
+    return Job("htcondor", owner.job_id, owner.node, uid, gid, user, work_dir=sandbox)
 
 
-def _ad(starter: Process, name: str) -> dict[str, native.Value]:
-    """One of the ads that HTCondor itself wrote for this starter's job. Raises RequestError."""
-    try:
-        text = read_owned(f"/proc/{starter.pid}/cwd", name, limit=native.MAX_AD)
-    except OSError as error:
-        raise errors.RequestError(f"{name} of the job: {error}: want the one that HTCondor wrote") from error
-    return native.parse_ad(text.decode(errors="replace"))
+@hookimpl
+def wnodes_lrms_facts_query(job: Job) -> Sequence[str]:
+    """The ads of all slots of this machine that run a job, from its startds: 40 ms."""
+    del job
+    return ("condor_who", "-long")
+
+
+@hookimpl
+def wnodes_lrms_facts_parse(job: Job, text: str) -> Job:
+    """The job with what its slot has. Raises TransientError while the startd does not show it, RequestError for a forged id."""
+    slot = native.slot_ad(text, job.node)
+    if slot is None:
+        raise errors.TransientError(f"job {job.job_id}: the startd shows no job in slot {job.node!r}")
+    running = native.string_of(slot, "JobId")
+    if running != job.job_id:
+        raise errors.RequestError(f"slot {job.node} runs job {running!r}, and not {job.job_id!r} as the job's ad says")
+    cpus, memory = native.number_of(slot, "Cpus"), native.number_of(slot, "Memory")
+    return replace(job, cpus=cpus, memory_mib=memory, account=native.account_of(slot))
 
 
 def _argv(starter: Process) -> list[str]:
