@@ -18,17 +18,20 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from wnodes_core.agent.client import call
 from wnodes_core.command import PATH, clean_environment
-from wnodes_core.errors import HostBusy, WnodesError
+from wnodes_core.errors import CommandError, HostBusy, WnodesError
 from wnodes_core.guest import client
 from wnodes_core.guest.client import Command
 from wnodes_core.guest.hostcmd import for_guest
 
 REFUSED = 125
 LAUNCH_TIMEOUT_S = 3600.0
+TELL_S = 10.0
 LIMITS = ("as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "stack")
 
 
@@ -36,8 +39,9 @@ def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
     """Run this process's own task in the job's VM; never returns. wnodesd listens in ``run_dir``."""
     closed = client.reserve_stdio()
     task = None
+    adapter = importlib.import_module(f"wnodes_{lrms}.task")
     try:
-        task = importlib.import_module(f"wnodes_{lrms}.task").read_task(tuple(sys.argv), dict(os.environ))
+        task = adapter.read_task(tuple(sys.argv), dict(os.environ))
         # A batch system whose hooks are the user's may never have told the node of this job: then we do.
         request = getattr(task, "request", None)
         folder, host_commands = _lease(lrms, f"{run_dir}/wnodesd.sock", task.host_commands, request)
@@ -51,6 +55,7 @@ def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
         )
         end = client.run(f"{folder}/keeper.sock", command, closed=closed, progress=client.show_progress)
     except WnodesError as error:
+        _tell(getattr(adapter, "refusal", None), error)
         refuse(error, getattr(task, "exit_again", REFUSED) if error.again else REFUSED)
     finish(command, end)
 
@@ -67,6 +72,15 @@ def _where(names: tuple[str, ...]) -> dict[str, str]:
     """Where the host has these programs, searched on a fixed path and not on the user's."""
     found = ((name, shutil.which(name, path=PATH)) for name in names)
     return {name: path for name, path in found if path}
+
+
+def _tell(refusal: Callable[..., Sequence[Sequence[str]]] | None, error: WnodesError) -> None:
+    """Have the batch system told by what the adapter names for it, where that is the job's own to say."""
+    for argv in refusal(error, dict(os.environ)) if refusal else ():
+        from wnodes_core.command import run  # only on the way to an error
+
+        with suppress(CommandError):  # our exit code and words on stderr say it, too
+            run(argv, timeout_s=TELL_S, environ=dict(os.environ))
 
 
 def refuse(error: WnodesError, code: int = REFUSED) -> NoReturn:

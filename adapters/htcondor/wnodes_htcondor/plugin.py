@@ -83,8 +83,10 @@ def _job_ad(starter: Process) -> dict[str, native.Value]:
 @hookimpl
 def wnodes_lrms_claim(owner: Owner, uid: int, gid: int) -> Job | None:
     """The job that the startd is to confirm; its sandbox is its working folder."""
-    sandbox = os.readlink(f"/proc/{owner.root.pid}/cwd")
-    user = pwd.getpwuid(uid).pw_name
+    try:
+        sandbox, user = os.readlink(f"/proc/{owner.root.pid}/cwd"), pwd.getpwuid(uid).pw_name
+    except (OSError, KeyError) as error:
+        raise errors.RequestError(f"job {owner.job_id} of uid {uid}: {error}: want a running job and an account") from error
     return Job("htcondor", owner.job_id, owner.node, uid, gid, user, work_dir=sandbox)
 
 

@@ -2,7 +2,9 @@
 
 Contract (HTCondor 23.9, 25): ``RUNTIME -s exec OPTIONS IMAGE COMMAND ARG…`` as the job's user, in the
 working folder, with the job's stdin, stdout and stderr; each variable of the job's also stands in the
-environment under ``SINGULARITYENV_``.
+environment under ``SINGULARITYENV_``. How the run is to end is told through the job's ad: attributes
+``Chirp*`` may be set by ``condor_chirp``, and the expressions that install.py's submit side gives every
+VM job hold or requeue it by them. They name the run that they are meant for.
 """
 
 from __future__ import annotations
@@ -11,11 +13,24 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from wnodes_core import errors
 from wnodes_core.errors import BadRequest, WnodesError
 from wnodes_htcondor import native
 
 HOST_COMMANDS = ("condor_chirp",)
 GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+# HoldReasonSubCode of a held job (HoldReasonCode is HTCondor's 3, "JobPolicy"); in README.md.
+SUB_CODES: tuple[tuple[type[WnodesError], int], ...] = (
+    (errors.RequestError, 101),  # the user asked for what cannot be had
+    (errors.ImageError, 102),  # the image is wrong
+    (errors.SettingsError, 103),  # the site is
+    (errors.PluginError, 103),
+    (errors.TransientError, 104),  # for the second time, or after the job's own code had begun
+    (errors.HostError, 105),  # the node is sick
+    (WnodesError, 106),  # whatever else
+)
 
 
 class Task(NamedTuple):
@@ -54,3 +69,26 @@ def job_ad(environ: Mapping[str, str]) -> dict[str, native.Value]:
             return native.parse_ad(file.read(native.MAX_AD))
     except OSError as error:
         raise BadRequest(f"job ad {path!r}: {error.strerror}: want the starter's") from error
+
+
+def refusal(error: WnodesError, environ: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    """What tells HTCondor that this run came to nothing: hold the job with our words, or run it once more.
+
+    wnodesd bounds a requeue on its own node; over nodes it is bounded by the job's ad, which keeps that
+    there was one. Without condor_chirp the exit code and stderr must do.
+    """
+    chirp = environ.get("WNODES_CHIRP", "")
+    try:
+        ad = job_ad(environ)
+    except BadRequest:
+        ad = {}
+    if not chirp:
+        return ()
+    facts = {"ChirpWnodesRun": str(native.number_of(ad, "NumShadowStarts"))}
+    text = native.quoted(f"wnodes: {error}")
+    if error.again and "chirpwnodesagain" not in ad:
+        facts["ChirpWnodesAgain"] = text
+    else:
+        facts["ChirpWnodesHold"] = text
+        facts["ChirpWnodesCode"] = str(next(code for kind, code in SUB_CODES if isinstance(error, kind)))
+    return tuple((chirp, "set_job_attr_delayed", name, value) for name, value in facts.items())
