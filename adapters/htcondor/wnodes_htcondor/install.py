@@ -119,6 +119,7 @@ def plan(site: Site) -> list[Step]:
     steps: list[Step] = []
     if "execute" in site.roles:
         steps += [_script(site, name) for name in EXECUTE_SCRIPTS if (HERE / "hooks" / name).exists()]
+        steps.append(_sshd_template(site))
         text = _filled(site, condorconf.EXECUTE + ("" if site.apptainer else condorconf.NO_APPTAINER))
         steps.append(Step(site.config_dir / EXECUTE_CONF, text, "without it no job lands in a VM"))
     if "submit" in site.roles:
@@ -129,6 +130,17 @@ def plan(site: Site) -> list[Step]:
 
 def _script(site: Site, name: str) -> Step:
     return Step(site.prefix / name, _filled(site, (HERE / "hooks" / name).read_text()), f"hook {name}", 0o755)
+
+
+def _sshd_template(site: Site) -> Step:
+    """The site's own template for condor_ssh_to_job's sshd, with our command in front of every session."""
+    own = Path(site.config.get("LIB", "/usr/lib/condor"), "condor_ssh_to_job_sshd_config_template")
+    try:
+        text = own.read_text()
+    except OSError as error:
+        raise SettingsError(f"{own}: {error.strerror}: want HTCondor's template") from error
+    line = f"ForceCommand {site.prefix / 'enter'} _INSERT_FORCE_COMMAND_\n"
+    return Step(site.prefix / "sshd_config", line + text, "condor_ssh_to_job would land on the host")
 
 
 def _filled(site: Site, text: str) -> str:

@@ -18,6 +18,7 @@ from wnodes_core.errors import BadRequest, WnodesError
 from wnodes_htcondor import native
 
 HOST_COMMANDS = ("condor_chirp",)
+ENTER = "--"  # enter.py: a command for the VM that the job has already
 GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -49,6 +50,9 @@ def read_task(argv: tuple[str, ...], environ: Mapping[str, str]) -> Task:
 
     Raises BadRequest.
     """
+    if argv[1:2] == (ENTER,):
+        kept = {name: environ[name] for name in ("TERM", "LANG") if name in environ}
+        return Task(argv[2:], {"PATH": GUEST_PATH, **kept}, (), HOST_COMMANDS, frozenset(), None)
     call = native.runtime_call(argv[1:])
     if not call.command:
         raise BadRequest(f"runtime called with {' '.join(argv[1:])[:200]!r}: want exec OPTIONS IMAGE COMMAND")

@@ -132,7 +132,7 @@ class Site:
         """What ``wnodes htcondor install`` would work on."""
         config, version = install.ask(self.lab.environ)
         where = {"prefix": self.folder / "hooks", "run_dir": self.folder / "run", "python": sys.executable}
-        return install.Site(config, version, period_s=2, **where)  # type: ignore[arg-type]
+        return install.Site(config, version, period_s=2, vms=self.lab.cpus, **where)  # type: ignore[arg-type]
 
     def __exit__(self, *_: object) -> None:
         self.lab.down()
@@ -259,6 +259,11 @@ class Site:
     def slots(self, attribute: str) -> set[str]:
         """The values that the slots of the machine show of an attribute."""
         return set(self.lab.run(["condor_status", "-af", attribute], check=False).split())
+
+    def remove_all(self) -> None:
+        """Remove every job and wait until the queue is empty: for a test that follows one that failed."""
+        self.lab.run(["condor_rm", "-all"], check=False)
+        until(lambda: self.lab.run(["condor_q", "-all", "-af", "ClusterId"], check=False).strip() == "", "empty queue", 60)
 
     # what is left
 
