@@ -13,6 +13,7 @@
     ├── SettingsError                    HOLD       the site's configuration is wrong; names file and line
     ├── TransientError                   REQUEUE    may work elsewhere or later; the second becomes HOLD
     │   ├── FetchError  BootTimeout  GuestPanic  ChannelLost  HostBusy  IdentityError
+    ├── FailedAgain                      HOLD       a TransientError for which the job was requeued once already
     ├── HostError                        DRAIN      only code that has proved the host sick may raise it
     │   ├── NoKvm  StateDirFull  LibvirtDown
     ├── PluginError                      HOLD       BrokenPlugin  NoProvider
@@ -129,6 +130,10 @@ class HostBusy(TransientError):
 
 class IdentityError(TransientError):
     """A clone is not what it was told to be, or still what its template was."""
+
+
+class FailedAgain(WnodesError):
+    """A TransientError of a job that was requeued for one already."""
 
 
 class HostError(WnodesError):

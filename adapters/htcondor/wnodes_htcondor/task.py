@@ -28,7 +28,8 @@ SUB_CODES: tuple[tuple[type[WnodesError], int], ...] = (
     (errors.ImageError, 102),  # the image is wrong
     (errors.SettingsError, 103),  # the site is
     (errors.PluginError, 103),
-    (errors.TransientError, 104),  # for the second time, or after the job's own code had begun
+    (errors.FailedAgain, 104),  # what was to be better the second time, and was not
+    (errors.TransientError, 104),  # the same over two nodes; or the job's own code had begun
     (errors.HostError, 105),  # the node is sick
     (WnodesError, 106),  # whatever else
 )
