@@ -1,5 +1,8 @@
 """What comes to nothing: refused at submission, held with our words, requeued once; never run on the host."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from wnodes_htcondor.testing import Site, until
 
@@ -35,3 +38,32 @@ def test_hold_is_a_held_job_with_our_words(site):
     assert "cpus 2 asked for" in site.errors(job) and "ran-on" not in site.output(job)
     site.run_as(["condor_rm", job])
     site.assert_nothing_left()
+
+
+def blah(site, requirements, name):
+    """Submit through the real blahp script, as a computing element would, with its requirements as shell text."""
+    libexec = site.lab.prefix / "usr/libexec/blahp"
+    home = site.work / "grid"
+    (home / ".blah").mkdir(parents=True, exist_ok=True)
+    script = Path(__file__).parents[2] / "hooks/blah/condor_local_submit_attributes.sh"
+    (home / ".blah/condor_local_submit_attributes.sh").write_text(script.read_text())
+    config = home / "blah.config"
+    config.write_text(f"condor_binpath={site.lab.prefix}/usr/bin\nblah_libexec_directory={libexec}\n")
+    (home / "requirements").write_text(requirements)
+    (home / "job.sh").write_text("#!/bin/sh\nuname -r\n")
+    for path in (home, *home.rglob("*")):
+        path.chmod(0o755)
+        shutil.chown(path, site.user, site.user)
+    words = ["-c", str(home / "job.sh"), "-o", str(site.work / name), "-e", "/dev/null", "-i", "/dev/null", "-w", str(home), "-m", "800"]
+    environ = ["env", f"HOME={home}", f"BLAHPD_CONFIG_LOCATION={config}", f"GLITE_LOCATION={site.lab.prefix}/usr"]
+    done = site.run_as([*environ, str(libexec / "condor_submit.sh"), *words, "-C", str(home / "requirements")], check=False)
+    return done.text.partition("condor/")[2].partition("/")[0]
+
+
+def test_a_grid_job_carries_its_vm_through_blah(site):
+    job = blah(site, "WnodesImage=debian12\nWnodesMemory=700M\n", "grid-out")
+    assert job, "blahp submitted nothing"
+    fields = site.ended(job)
+    assert (fields["vm_image"], fields["vm"]) == ("debian12", "memory=700M")
+    assert (site.work / "grid-out").read_text().strip().endswith("-cloud-amd64")
+    assert blah(site, "WnodesImage='x\nqueue 5'\n", "bad-out") == ""  # what is no word becomes "-", which the schedd refuses

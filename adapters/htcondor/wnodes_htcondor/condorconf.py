@@ -58,7 +58,11 @@ SUBMIT_REQUIREMENT_WnodesVm = VM is undefined || regexp("@VM_PATTERN@", VM) is t
 SUBMIT_REQUIREMENT_WnodesVm_REASON = strcat("wnodes: vm '", VM, "': want KEY=VALUE[,KEY=VALUE...] with image, cpus, memory, scratch, network, mount, start or trace")
 SUBMIT_REQUIREMENT_WnodesUniverse = (VM_Image is undefined && VM is undefined) || JobUniverse == 5
 SUBMIT_REQUIREMENT_WnodesUniverse_REASON = "wnodes: vm_image and vm: want universe = vanilla"
-JOB_TRANSFORM_NAMES = $(JOB_TRANSFORM_NAMES) Wnodes WnodesImage
+JOB_TRANSFORM_NAMES = $(JOB_TRANSFORM_NAMES) WnodesName Wnodes WnodesImage
+JOB_TRANSFORM_WnodesName @=end
+  REQUIREMENTS VM_Image is undefined && regexp("(^|,)image=[^,]", VM) is true
+  EVALSET VM_Image regexps("^(.*,)?image=([^,]+).*$", VM, "\\2")
+@end
 JOB_TRANSFORM_Wnodes @=end
   REQUIREMENTS VM_Image isnt undefined || VM isnt undefined
   SET Requirements ($(MY.Requirements)) && TARGET.HasWnodes

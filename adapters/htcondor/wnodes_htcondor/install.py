@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,6 +127,18 @@ def plan(site: Site) -> list[Step]:
         text = _filled(site, condorconf.SUBMIT)
         steps.append(Step(site.config_dir / SUBMIT_CONF, text, "without it condor_submit knows no vm_image"))
     return steps
+
+
+def remove(site: Site) -> list[Path]:
+    """Remove what ``plan`` names, configuration first; what is not there is fine. Returns what was removed."""
+    removed = []
+    for step in reversed(plan(site)):
+        with suppress(FileNotFoundError):
+            step.path.unlink()
+            removed.append(step.path)
+    with suppress(OSError):
+        site.prefix.rmdir()
+    return removed
 
 
 def _script(site: Site, name: str) -> Step:
