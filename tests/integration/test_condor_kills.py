@@ -75,6 +75,9 @@ def test_parts_of_a_running_job(site):
     # A lost starter is HTCondor's own trouble: it runs the job anew, and never two VMs of it at a time.
     until(lambda: runs(site, "starter") == 2, f"second run: {site.show(jobs['starter'])}", 90)
     assert len(site.ours()) == len([p for p in site.ours() if site.lease(jobs["starter"])["id"] in " ".join(p.command)])
+    # With the startd its master kills the starter, and all that was the job's.
+    kill(site.lab.daemons("condor_startd")[0])
+    until(lambda: not site.ours(), "end of the VM after its startd's", 60)
     site.remove_all()
     site.assert_nothing_left()
 
@@ -94,28 +97,13 @@ def test_vm_killed_while_it_boots_is_requeued_once_then_held(site):
     site.assert_nothing_left()
 
 
-def test_startd_and_schedd(site):
-    cluster = job(site, "schedd", seconds=8)
-    started(site, "schedd")
-    kill(site.lab.daemons("condor_schedd")[0])
-    until(lambda: site.show(cluster), "schedd again", 60)
-    site.ended(cluster, 120)
-    assert site.exit_code(cluster) == 4 and runs(site, "schedd") == 1
-    cluster = job(site, "startd")
-    started(site, "startd")
-    old = site.lease(cluster)["id"]
-    kill(site.lab.daemons("condor_startd")[0])
-    until(lambda: not [p for p in site.ours() if old in " ".join(p.command)], "end of the first VM", 60)
-    until(lambda: runs(site, "startd") == 2, f"second run: {site.show(cluster)}", 120)
-    site.remove_all()
-    site.assert_nothing_left()
-
-
-def test_wnodesd_killed_and_back(site):
+def test_schedd_and_wnodesd_killed_and_back(site):
     names = ("goes-on", "ends-meanwhile")
     jobs = [job(site, "goes-on", seconds=12), job(site, "ends-meanwhile", seconds=2)]
     started(site, *names)
     site.stop_wnodesd(signal.SIGKILL)
+    kill(site.lab.daemons("condor_schedd")[0])
+    until(lambda: site.show(jobs[0]), "schedd again", 60)
     site.ended(jobs[1])
     site.start_wnodesd()
     for each in jobs:

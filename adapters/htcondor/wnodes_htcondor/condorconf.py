@@ -36,11 +36,11 @@ STARTD_ATTRS = $(STARTD_ATTRS) HasSingularity HasContainer
 """
 
 IMAGE_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}(:[A-Za-z0-9][A-Za-z0-9._-]{0,62})?(@sha256:[0-9a-f]{64})?$"
-# The grammar in outline: known keys, no blank ends; what the pattern lets through the node still checks.
-VM_PATTERN = (
-    "^(image|cpus|memory|scratch|network|mount|start|trace)=[^,]+"
-    "(,(image|cpus|memory|scratch|network|mount|start|trace)=[^,]+)*$"
-)
+# The grammar in outline: known keys, a comma within a value behind a backslash. What it lets through
+# the node still checks.
+_KEY = "(image|cpus|memory|scratch|network|mount|start|trace)"
+_ITEM = rf"{_KEY}=([^,\\]|\\.)+"
+VM_PATTERN = f"^{_ITEM}(,{_ITEM})*$"
 
 # An access point. The expressions that end a run are bound to that run by its number, so that none of
 # them can hold or requeue a later one.

@@ -166,7 +166,7 @@ def _filled(site: Site, text: str) -> str:
         "VMS": str(site.vms),
         "PERIOD": f"{site.period_s}s",
         "IMAGE_PATTERN": condorconf.IMAGE_PATTERN,
-        "VM_PATTERN": condorconf.VM_PATTERN,
+        "VM_PATTERN": condorconf.VM_PATTERN.replace("\\", "\\\\"),  # as a ClassAd string
     }
     for mark, value in marks.items():
         text = text.replace(f"@{mark}@", value)
