@@ -3,8 +3,10 @@
 ``RUN_DIR/capacity``, replaced whole at each change, one fact a line::
 
     wnodesd PID STARTED      the process that keeps it true, and the clock tick of its birth
+    accel NAME               kvm or tcg: what was proved to run here; not there while nothing is
     slots N                  how many more VMs this node takes
     image NAME               an image that is in the node's cache
+    reference NAME:TAG       the same with its tag
     template NAME            one of them that is started warm
 
 A reader that finds no such process counts no slots: a wnodesd that was killed cannot take its words back.
@@ -33,8 +35,10 @@ class Capacity:
 
     async def run(self) -> None:
         """Write at each change of a lease, and once in a sweep's interval for what nobody tells; until cancelled."""
+        changed = self._daemon.leases_changed
+        if self._daemon.accel is not None:
+            self._daemon.accel.add_done_callback(lambda _: changed.set())
         while True:
-            changed = self._daemon.leases_changed
             changed.clear()
             taken = sum(1 for lease in self._daemon.leases.values() if lease.state is not State.OVER)
             try:
@@ -57,6 +61,12 @@ class Capacity:
         entries = [entry for entry in store.entries() if store.image(entry)]
         warm = {kept.template.image for kept in Shelf(settings.warm.folder).all()}
         lines = [f"wnodesd {os.getpid()} {me.started if me else 0}", f"slots {max(0, slots - taken)}"]
+        lines += [f"accel {self._accel()}"] if self._accel() else []
+        lines += [f"reference {name}" for name in sorted(map(str, entries))]
         lines += [f"image {name}" for name in sorted({entry.name for entry in entries})]
         lines += [f"template {name}" for name in sorted({e.name for e in entries if warm and e.disk.digest in warm})]
         return "\n".join(lines) + "\n"
+
+    def _accel(self) -> str:
+        accel = self._daemon.accel
+        return accel.result() if accel is not None and accel.done() and not accel.exception() else ""

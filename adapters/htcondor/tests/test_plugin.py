@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wnodes_htcondor import condorconf, native, plugin, task
+from wnodes_htcondor import advertise, condorconf, native, plugin, task
 
 from wnodes_core.api import Job, NativeCall, Owner, Phase, Process, errors
 from wnodes_core.model import VmRequest
@@ -118,16 +118,30 @@ def test_every_error_has_its_sub_code(kind):
 
 
 def test_replies():
-    test, cron = NativeCall(Phase.PREPARE), NativeCall(Phase.ADVERTISE)
     busy = errors.HostBusy("full")
-    assert plugin.wnodes_lrms_reply(test, busy, None).exit_code == 0  # else the job would go round unbounded
-    capacity = {"images": ["el9"], "references": ["el9:1"], "accel": "tcg", "leases": 1}
-    assert 'WnodesImages = {"el9", "el9:1"}\n' in plugin.wnodes_lrms_reply(cron, None, capacity).stdout
-    lost = plugin.wnodes_lrms_reply(cron, busy, None)
-    assert lost.stdout.startswith("HasWnodes = false\nWnodesImages = {}\n") and lost.exit_code == 0
+    # A failing test call would send the job round unbounded.
+    assert plugin.wnodes_lrms_reply(NativeCall(Phase.PREPARE), busy).exit_code == 0
+    assert plugin.wnodes_lrms_reply(NativeCall(Phase.LAUNCH), busy).exit_code == 125
     assert plugin.wnodes_lrms_live_query("slot1_1")[0] == "condor_who"
     assert plugin.wnodes_lrms_live_parse("3.0\n\n4.1\n") == {"3.0", "4.1"}
     assert plugin.wnodes_lrms_facts_query(job()) == ("condor_who", "-long") and not plugin.wnodes_lrms_advertise("n", {})
+
+
+def test_what_the_node_says_of_itself(tmp_path, capsys):
+    me = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    file = tmp_path / "capacity"
+    nothing = 'HasWnodes = false\nWnodesAccel = ""\nWnodesFreeVMs = 0\nWnodesImages = {}\nWnodesWarm = {}\n- update:true\n'
+    rest = "accel tcg\nslots 2\nimage el9\n"
+    for head in ("", "wnodesd 1 1\n", f"wnodesd {os.getpid()} 1\n", f"wnodesd {os.getpid()} {me}\nslots 2\n", "\xff"):
+        file.write_text(head + (rest if "slots" not in head else ""))
+        assert advertise.main(str(tmp_path)) == 0
+        assert "HasWnodes = false" in (said := capsys.readouterr().out) and ("slots" in head or said == nothing)
+    file.write_text(f"wnodesd {os.getpid()} {me}\n{rest}")
+    advertise.main(str(tmp_path))
+    assert 'HasWnodes = true\nWnodesAccel = "tcg"\nWnodesFreeVMs = 2\nWnodesImages = {"el9"}' in capsys.readouterr().out
+    file.unlink()
+    advertise.main(str(tmp_path))
+    assert capsys.readouterr().out == nothing
 
 
 def test_only_a_starter_of_roots_makes_an_owner(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from wnodes_core.api import ImageRef, VmRequest, errors
 
@@ -196,23 +196,30 @@ def guest_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {k[len(p) :]: v for p in prefixes for k, v in environ.items() if k.startswith(p) and len(k) > len(p)}
 
 
-def advertised(capacity: Mapping[str, Any] | None) -> str:
-    """Attributes for the startd; the last line has it publish them at once.
+def advertised(text: str, alive: bool) -> str:
+    """The machine's attributes for what wnodesd's ``RUN_DIR/capacity`` says; the last line publishes them at once.
 
-    >>> print(advertised({"images": ["el9"], "references": ["el9:1"], "accel": "kvm", "leases": 2}), end="")
+    >>> print(advertised("accel kvm\\nslots 3\\nimage el9\\nreference el9:1\\ntemplate el9\\n", True), end="")
     HasWnodes = true
-    WnodesImages = {"el9", "el9:1"}
     WnodesAccel = "kvm"
-    WnodesLeases = 2
+    WnodesFreeVMs = 3
+    WnodesImages = {"el9", "el9:1"}
+    WnodesWarm = {"el9"}
     - update:true
     """
-    told = capacity or {}
-    images = ", ".join(quoted(name) for name in [*told.get("images", ()), *told.get("references", ())])
+    facts = [line.partition(" ")[::2] for line in text.splitlines()] if alive else []
+    told = {key: [value for name, value in facts if name == key] for key, _ in facts}
+    accel, slots = (told.get(key, [""])[0] for key in ("accel", "slots"))
     lines = [
-        f"HasWnodes = {'true' if told.get('accel') else 'false'}",
-        f"WnodesImages = {{{images}}}",
-        f"WnodesAccel = {quoted(str(told.get('accel', '')))}",
-        f"WnodesLeases = {int(told.get('leases', 0))}",
+        f"HasWnodes = {'true' if accel else 'false'}",
+        f"WnodesAccel = {quoted(accel)}",
+        f"WnodesFreeVMs = {slots if slots.isdecimal() else 0}",
+        f"WnodesImages = {_list([*told.get('image', ()), *told.get('reference', ())])}",
+        f"WnodesWarm = {_list(told.get('template', ()))}",
         "- update:true",
     ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _list(texts: Sequence[str]) -> str:
+    return "{" + ", ".join(map(quoted, texts)) + "}"

@@ -48,16 +48,9 @@ def wnodes_lrms_read(call: NativeCall) -> tuple[VmRequest, Job | None] | None:
 
 
 @hookimpl
-def wnodes_lrms_reply(
-    call: NativeCall, error: errors.WnodesError | None, capacity: dict[str, Any] | None
-) -> NativeReply:
-    """``test`` never fails: the job would go back to its queue unbounded; ``exec`` meets the same error again.
-
-    A startd that hears of no capacity must forget what it heard before, so an error is an answer too.
-    """
+def wnodes_lrms_reply(call: NativeCall, error: errors.WnodesError | None) -> NativeReply:
+    """``test`` never fails: the job would go back to its queue unbounded; ``exec`` meets the same error again."""
     shown = f"wnodes: {error}\n" if error else ""
-    if call.phase is Phase.ADVERTISE:
-        return NativeReply(stdout=native.advertised(capacity), stderr=shown)
     return NativeReply(125 if error and call.phase is Phase.LAUNCH else 0, stderr=shown)
 
 
