@@ -61,6 +61,11 @@ class Job:
         """File-name-safe identity of the job on this machine."""
         return f"{self.lrms}-{self.node}-{self.job_id}"
 
+    @property
+    def marker(self) -> str:
+        """Name of the file that makes the job a VM job on this node: its id, without dots, ends at the first one."""
+        return f"{self.job_id.replace('.', '_')}.{self.node}"
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)

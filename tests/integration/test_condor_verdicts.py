@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from wnodes_htcondor.testing import Site, until
+from wnodes_htcondor.testing import Site
 
 pytestmark = [pytest.mark.condor, pytest.mark.guest]
 

@@ -11,6 +11,11 @@ from hypothesis import strategies as st
 
 HOOKS = Path(__file__).parents[2] / "hooks/blah"
 LINES = {
+    "condor": {
+        "image": "vm_image = {}\n",
+        "all": 'vm_image = el9\nvm = "cpus=2,memory=4G"\n',
+        "memory": 'vm = "memory=4G"\n',
+    },
     "slurm": {
         "image": "#SBATCH --vm-image={}\n",
         "all": "#SBATCH --vm-image=el9\n#SBATCH --vm=cpus=2,memory=4G\n",

@@ -170,7 +170,7 @@ class Daemon:
     def watch_job(self, lease: Lease, process: Process) -> None:
         """End the lease when the process that lives as long as the job has ended."""
         lease.root = process
-        last = lease.last
+        last = _last(lease)
         self.watch(lease, "job", process, lambda: self.end(lease, "the job's root process ended", job_over=last))
 
     # -- the end --------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class Daemon:
     async def _stop_keeper(self, lease: Lease, reason: str) -> None:
         lease.state = State.ENDING
         for name in list(lease.watches):
-            if name != "job" or not lease.last:  # its end lets the marker go, too
+            if name != "job" or not _last(lease):  # its end lets the marker go, too
                 self.unwatch(lease, name)
         if lease.fetch:
             lease.fetch.cancel()
@@ -279,7 +279,7 @@ class Daemon:
         """Go on with a lease of an earlier wnodesd: wait for its keeper, its launcher, or undo it."""
         log.info("found lease", extra={"event": "found", "lease": lease.id, "job": lease.job.key})
         other_boot = lease.boot_id != leases.boot_id()
-        if lease.root and lease.last and not other_boot:
+        if lease.root and _last(lease) and not other_boot:
             self.watch_job(lease, lease.root)
         if lease.state is State.OVER and not other_boot:
             return
@@ -293,3 +293,8 @@ class Daemon:
             self.watch(lease, "keeper", lease.keeper, lambda: self.end(lease, "the keeper ended"))
         elif lease.state in (State.PREPARED, State.STARTING):
             resume(lease)
+
+
+def _last(lease: Lease) -> bool:
+    """Whether nothing of the job starts here any more once its root process has ended."""
+    return lease.owner is not None and lease.owner.last

@@ -84,11 +84,6 @@ class Lease:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def last(self) -> bool:
-        """Whether nothing of the job starts here any more once its root process has ended."""
-        return self.owner is not None and self.owner.last
-
     def facts(self) -> dict[str, Any]:
         """What the journal keeps: enough to go on after a crash. The token itself is not in it."""
         return {
@@ -230,7 +225,7 @@ def create(job: Job, request: VmRequest, state_dir: str, run_dir: str, journal_t
         job=job,
         request=request,
         folder=f"{state_dir}/leases/{lease_id}",
-        marker=f"{run_dir}/{job.lrms}/{marker_id(job.job_id)}.{job.node}",
+        marker=f"{run_dir}/{job.lrms}/{job.marker}",
         journal=journal,
         record=Resource("lease", lease_id),
         created=time.time(),
@@ -246,11 +241,6 @@ def create(job: Job, request: VmRequest, state_dir: str, run_dir: str, journal_t
     lease.state = State.PREPARED
     lease.save()
     return lease
-
-
-def marker_id(job_id: str) -> str:
-    """A job's id as the first part of a marker's name, which ends at the first dot."""
-    return job_id.replace(".", "_")
 
 
 def remove_marker(lease: Lease) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from wnodes_core import command
 from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.ending import remove_folder
-from wnodes_core.agent.leases import Lease, marker_id
+from wnodes_core.agent.leases import Lease
 from wnodes_core.agent.warm import Warm
 from wnodes_core.errors import CommandError, WnodesError
 
@@ -110,7 +110,7 @@ class Sweeper:
     def _stray_markers(self, lrms: str, node: str, live: frozenset[str]) -> None:
         """A marker without a lease keeps its job from running bare; it goes when the job is over."""
         known = {lease.marker for lease in list(self._daemon.leases.values())}
-        live = frozenset(map(marker_id, live))
+        live = frozenset(job_id.replace(".", "_") for job_id in live)  # as in Job.marker
         for marked, job_id, where, path in self._markers():
             if (marked, where) != (lrms, node) or job_id in live or str(path) in known:
                 continue

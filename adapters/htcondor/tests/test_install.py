@@ -56,8 +56,8 @@ def test_the_sites_own_runtime_and_expressions_are_kept(lab, tmp_path, capsys):
     own.write_text("#!/bin/sh\n")
     own.chmod(0o755)
     (lab.config_d / "10-site.conf").write_text(
-        f"SINGULARITY = {own}\nSINGULARITY_JOB = TARGET.Mine isnt undefined\nSINGULARITY_IMAGE_EXPR = \"/x.sif\"\n"
-        "EXTENDED_SUBMIT_COMMANDS @=end\n  site_word = \"x\"\n@end\nJOB_TRANSFORM_NAMES = Site\n"
+        f'SINGULARITY = {own}\nSINGULARITY_JOB = TARGET.Mine isnt undefined\nSINGULARITY_IMAGE_EXPR = "/x.sif"\n'
+        'EXTENDED_SUBMIT_COMMANDS @=end\n  site_word = "x"\n@end\nJOB_TRANSFORM_NAMES = Site\n'
     )
     for _ in range(2):
         assert wnodes(lab, "apply", tmp_path / "hooks", capsys)[0] == 0
@@ -85,7 +85,8 @@ def test_a_starter_hook_is_warned_of_before_24_8_1(release, warned, tmp_path, ca
     [((24, 8, 0), 3), ((23, 10, 21), 3), ((24, 8, 1), 0), ((25, 0, 1), 0)],
 )
 def test_from_which_release_on_hooks_are_safe(version, hooks):
-    names = ("WN_HOOK_PREPARE_JOB", "HOOK_UPDATE_JOB_INFO", "X2_HOOK_JOB_EXIT", "WN_HOOK_JOB_EXIT_TIMEOUT", "STARTER_JOB_HOOK_KEYWORD")
+    names = ["WN_HOOK_PREPARE_JOB", "HOOK_UPDATE_JOB_INFO", "X2_HOOK_JOB_EXIT"]
+    names += ["WN_HOOK_JOB_EXIT_TIMEOUT", "STARTER_JOB_HOOK_KEYWORD"]
     site = install.Site({"LOCAL_CONFIG_DIR": "/etc/condor/config.d", **dict.fromkeys(names, "/x")}, version)
     assert len(install.warnings(site)) == hooks
 
@@ -95,7 +96,7 @@ def test_nothing_of_ours_is_a_starter_hook():
     assert "_HOOK_" not in "".join(texts) and "JOB_HOOK_KEYWORD" not in "".join(texts)
 
 
-@pytest.mark.parametrize("path", ["/x y", "relative", "/x\"y", "/x$(y)", "/x\ny"])
+@pytest.mark.parametrize("path", ["/x y", "relative", '/x"y', "/x$(y)", "/x\ny"])
 def test_paths_that_would_mean_something_to_a_shell_or_to_htcondor_are_refused(path):
     with pytest.raises(SettingsError, match="want an absolute path"):
         install.Site({"LOCAL_CONFIG_DIR": "/etc/condor/config.d"}, (23, 9, 6), prefix=Path(path))

@@ -27,7 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("htcondor", help="the HTCondor adapter: install, check, uninstall")
     actions = parser.add_subparsers(dest="htcondor_action", required=True)
     raw = argparse.RawDescriptionHelpFormatter
-    action = actions.add_parser("install", help="connect wnodes to this HTCondor", epilog=_EXAMPLES, formatter_class=raw)
+    action = actions.add_parser(
+        "install", help="connect wnodes to this HTCondor", epilog=_EXAMPLES, formatter_class=raw
+    )
     mode = action.add_mutually_exclusive_group()
     for name, text in (
         ("dry-run", "show what would be written (default)"),

@@ -53,9 +53,11 @@ $(EXTENDED_SUBMIT_COMMANDS)
 @end
 SUBMIT_REQUIREMENT_NAMES = $(SUBMIT_REQUIREMENT_NAMES) WnodesImage WnodesVm WnodesUniverse
 SUBMIT_REQUIREMENT_WnodesImage = VM_Image is undefined || regexp("@IMAGE_PATTERN@", VM_Image) is true
-SUBMIT_REQUIREMENT_WnodesImage_REASON = strcat("wnodes: vm_image '", VM_Image, "': want NAME, NAME:TAG or NAME@sha256:DIGEST")
+SUBMIT_REQUIREMENT_WnodesImage_REASON = strcat("wnodes: vm_image '", VM_Image, \\
+    "': want NAME, NAME:TAG or NAME@sha256:DIGEST")
 SUBMIT_REQUIREMENT_WnodesVm = VM is undefined || regexp("@VM_PATTERN@", VM) is true
-SUBMIT_REQUIREMENT_WnodesVm_REASON = strcat("wnodes: vm '", VM, "': want KEY=VALUE[,KEY=VALUE...] with image, cpus, memory, scratch, network, mount, start or trace")
+SUBMIT_REQUIREMENT_WnodesVm_REASON = strcat("wnodes: vm '", VM, \\
+    "': want KEY=VALUE[,KEY=VALUE...] with image, cpus, memory, scratch, network, mount, start or trace")
 SUBMIT_REQUIREMENT_WnodesUniverse = (VM_Image is undefined && VM is undefined) || JobUniverse == 5
 SUBMIT_REQUIREMENT_WnodesUniverse_REASON = "wnodes: vm_image and vm: want universe = vanilla"
 JOB_TRANSFORM_NAMES = $(JOB_TRANSFORM_NAMES) WnodesName Wnodes WnodesImage
@@ -68,9 +70,10 @@ JOB_TRANSFORM_Wnodes @=end
   SET Requirements ($(MY.Requirements)) && TARGET.HasWnodes
   DEFAULT RequestWnodesVM 1
   SET WnodesOver ChirpWnodesRun isnt undefined && ChirpWnodesRun is NumShadowStarts
-  SET OnExitHold ($(MY.OnExitHold:false)) || (WnodesOver && ChirpWnodesHold isnt undefined)
-  SET OnExitHoldReason ifThenElse(WnodesOver && ChirpWnodesHold isnt undefined, ChirpWnodesHold, $(MY.OnExitHoldReason:undefined))
-  SET OnExitHoldSubCode ifThenElse(WnodesOver && ChirpWnodesHold isnt undefined, ChirpWnodesCode, $(MY.OnExitHoldSubCode:0))
+  SET WnodesHolds WnodesOver && ChirpWnodesHold isnt undefined
+  SET OnExitHold ($(MY.OnExitHold:false)) || WnodesHolds
+  SET OnExitHoldReason ifThenElse(WnodesHolds, ChirpWnodesHold, $(MY.OnExitHoldReason:undefined))
+  SET OnExitHoldSubCode ifThenElse(WnodesHolds, ChirpWnodesCode, $(MY.OnExitHoldSubCode:0))
   SET OnExitRemove ($(MY.OnExitRemove:true)) && !(WnodesOver && ChirpWnodesAgain isnt undefined)
 @end
 JOB_TRANSFORM_WnodesImage @=end

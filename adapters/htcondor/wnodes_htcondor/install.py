@@ -29,7 +29,7 @@ _HOOK = re.compile(r"(?:[A-Z0-9]+_)?HOOK_(?:PREPARE_JOB(?:_BEFORE_TRANSFER)?|UPD
 
 @dataclass(frozen=True)
 class Site:
-    """One host's HTCondor and where our files shall be. Paths go into scripts and configuration: plain characters only."""
+    """One host's HTCondor and where our files shall be. Paths go into scripts: plain characters only."""
 
     config: Mapping[str, str]  # what condor_config_val says
     version: tuple[int, ...]

@@ -204,8 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m wnodes_htcondor.lab", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("action", choices=("up", "write", "start", "down"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--release", choices=tuple(debs.SUITES), default="23", help="of HTCondor (default: %(default)s)")
-    parser.add_argument("--memory", type=int, dest="memory_mib", default=6000, metavar="MIB", help="(default: %(default)s)")
+    parser.add_argument(
+        "--release", choices=tuple(debs.SUITES), default="23", help="of HTCondor (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--memory", type=int, dest="memory_mib", default=6000, metavar="MIB", help="(default: %(default)s)"
+    )
     parser.add_argument("--kill-wait", type=int, dest="kill_wait_s", default=8, metavar="SECONDS")
     parser.add_argument("--extra", action="append", default=[], metavar="LINE", help="a line for condor_config")
     values = vars(parser.parse_args(argv))

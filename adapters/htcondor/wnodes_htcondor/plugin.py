@@ -79,7 +79,9 @@ def wnodes_lrms_claim(owner: Owner, uid: int, gid: int) -> Job | None:
     try:
         sandbox, user = os.readlink(f"/proc/{owner.root.pid}/cwd"), pwd.getpwuid(uid).pw_name
     except (OSError, KeyError) as error:
-        raise errors.RequestError(f"job {owner.job_id} of uid {uid}: {error}: want a running job and an account") from error
+        raise errors.RequestError(
+            f"job {owner.job_id} of uid {uid}: {error}: want a running job and an account"
+        ) from error
     return Job("htcondor", owner.job_id, owner.node, uid, gid, user, work_dir=sandbox)
 
 
@@ -92,7 +94,10 @@ def wnodes_lrms_facts_query(job: Job) -> Sequence[str]:
 
 @hookimpl
 def wnodes_lrms_facts_parse(job: Job, text: str) -> Job:
-    """The job with what its slot has. Raises TransientError while the startd does not show it, RequestError for a forged id."""
+    """The job with what its slot has.
+
+    Raises TransientError while the startd does not show it, RequestError for a forged id.
+    """
     slot = native.slot_ad(text, job.node)
     if slot is None:
         raise errors.TransientError(f"job {job.job_id}: the startd shows no job in slot {job.node!r}")

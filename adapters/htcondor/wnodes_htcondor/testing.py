@@ -11,7 +11,6 @@ import os
 import pwd
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,8 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wnodes_core import command, processes
+from wnodes_core import command, processes, tools
 from wnodes_core.agent import client
+from wnodes_core.api import Process
 from wnodes_core.images.store import Store
 from wnodes_core.model import Image
 from wnodes_core.plugins import Plugins
@@ -35,6 +35,8 @@ run_dir: {folder}/run
 accel: tcg
 images:
   folder: {images}
+warm:
+  build: {build}
 daemon:
   sweep_interval_s: 2
   log_level: debug
@@ -92,11 +94,21 @@ def add_image(image: Image, name: str = "debian12") -> None:
 class Site:
     """``with Site(image) as site:`` - up in a few seconds, down without a trace.
 
-    ``release`` is HTCondor's (``23``, ``25``), ``settings`` further YAML for wnodes.yaml, ``condor`` further lines
-    of HTCondor's configuration, read before ours; everything else goes to ``Lab``.
+    ``release`` is HTCondor's (``23``, ``25``), ``settings`` further YAML for wnodes.yaml, ``build``
+    when templates are made, ``condor`` further lines of HTCondor's configuration, read before ours;
+    everything else goes to ``Lab``.
     """
 
-    def __init__(self, image: Image, *, settings: str = "", condor: str = "", release: str = "23", **lab: Any) -> None:
+    def __init__(
+        self,
+        image: Image,
+        *,
+        settings: str = "",
+        build: str = "never",
+        condor: str = "",
+        release: str = "23",
+        **lab: Any,
+    ) -> None:
         add_image(image)
         self.folder = Path(tempfile.mkdtemp(prefix="wnodes-htc-", dir="/var/tmp"))
         self.folder.chmod(0o755)
@@ -107,11 +119,9 @@ class Site:
         self.lab = Lab(self.folder / "lab", release=release, **lab)
         self.condor = condor
         self.config = self.folder / "wnodes.yaml"
-        text = CONFIG.format(
-            folder=self.folder, images=IMAGES, conf=self.lab.conf, path=self.lab.environ["PATH"], more=settings
-        )
-        self.config.write_text(text)
-        self.daemon: subprocess.Popen[bytes] | None = None
+        facts = {"folder": self.folder, "images": IMAGES, "conf": self.lab.conf, "path": self.lab.environ["PATH"]}
+        self.config.write_text(CONFIG.format(**facts, build=build, more=settings))
+        self.daemon: Any = None
 
     def __enter__(self) -> Site:
         try:
@@ -146,10 +156,9 @@ class Site:
 
     def start_wnodesd(self) -> None:
         """Start the daemon and wait until it answers."""
-        log = open(self.folder / "wnodesd.log", "ab")  # noqa: SIM115 - the child's
         argv = [sys.executable, "-I", "-m", "wnodes_core.agent.server", "--config", str(self.config)]
-        self.daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        log.close()
+        with open(self.folder / "wnodesd.log", "ab") as log:
+            self.daemon = tools.spawn(argv, stdout=log.fileno(), stderr=log.fileno())
         until(self._answers, f"wnodesd; its log: {self.log()[-2000:]}", 30)
 
     def _answers(self) -> bool:
@@ -171,8 +180,7 @@ class Site:
 
     def log(self) -> str:
         """What wnodesd wrote."""
-        path = self.folder / "wnodesd.log"
-        return path.read_text(errors="replace") if path.exists() else ""
+        return self._text(self.folder / "wnodesd.log")
 
     def lease(self, job: str) -> dict[str, Any]:
         """A job's newest lease, living or ended; {} if there is none. A cluster's id means its first job."""
@@ -182,16 +190,15 @@ class Site:
 
     def wait_running(self, job: str, timeout_s: float = 90.0) -> dict[str, Any]:
         """The job's lease once its guest runs."""
-        until(
-            lambda: self.lease(job).get("keeper_state") == "running",
-            f"running VM of job {job}: {self.log()[-1500:]} {self.show(job)}",
-            timeout_s,
-        )
+        what = f"running VM of job {job}: {self._story(job)}"
+        until(lambda: self.lease(job).get("keeper_state") == "running", what, timeout_s)
         return self.lease(job)
 
     # jobs
 
-    def submit(self, script: str, *lines: str, image: str = "debian12", count: int = 1, shebang: str = "#!/bin/bash") -> str:
+    def submit(
+        self, script: str, *lines: str, image: str = "debian12", count: int = 1, shebang: str = "#!/bin/bash"
+    ) -> str:
         """Submit a script as the user, in the work folder; ``lines`` go into the submit file. The cluster's id."""
         name = f"job{time.monotonic_ns()}"
         path = self.work / f"{name}.sh"
@@ -237,14 +244,14 @@ class Site:
 
     def output(self, job: str, proc: int = 0) -> str:
         """What the job printed on stdout."""
-        return self._text(f"out-{job}-{proc}")
+        return self._text(self.work / f"out-{job}-{proc}")
 
     def errors(self, job: str, proc: int = 0) -> str:
         """What the job, and we, printed on stderr."""
-        return self._text(f"err-{job}-{proc}")
+        return self._text(self.work / f"err-{job}-{proc}")
 
-    def _text(self, name: str) -> str:
-        path = self.work / name
+    @staticmethod
+    def _text(path: Path) -> str:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def exit_code(self, job: str) -> int:
@@ -263,16 +270,17 @@ class Site:
     def remove_all(self) -> None:
         """Remove every job and wait until the queue is empty: for a test that follows one that failed."""
         self.lab.run(["condor_rm", "-all"], check=False)
-        until(lambda: self.lab.run(["condor_q", "-all", "-af", "ClusterId"], check=False).strip() == "", "empty queue", 60)
+        left = ["condor_q", "-all", "-af", "ClusterId"]
+        until(lambda: not self.lab.run(left, check=False).strip(), "empty queue", 60)
 
     # what is left
 
-    def ours(self) -> list[processes.Process]:
+    def ours(self) -> list[Process]:
         """Living processes that belong to leases of this site: they name its folder."""
         mark = str(self.folder / "state")
         return [p for p in processes.table() if any(mark in word for word in p.command) and p.pid != os.getpid()]
 
-    def keepers(self) -> list[processes.Process]:
+    def keepers(self) -> list[Process]:
         """The keepers of this site's leases."""
         pids = [e["keeper_pid"] for e in self.ask({"op": "leases"})["leases"] if e.get("keeper_pid")]
         return [p for p in map(processes.read, pids) if p]
