@@ -69,8 +69,8 @@ def finish(command: Command, end: client.Exit) -> NoReturn:
 
 
 def _where(names: tuple[str, ...]) -> dict[str, str]:
-    """Where the host has these programs, searched on a fixed path and not on the user's."""
-    found = ((name, shutil.which(name, path=PATH)) for name in names)
+    """Where the host has these programs: at their own path, or searched on a fixed one and not on the user's."""
+    found = ((os.path.basename(name), shutil.which(name, path=PATH)) for name in names)
     return {name: path for name, path in found if path}
 
 
@@ -104,7 +104,7 @@ def _lease(
     host_commands = tuple(grant.get("host_commands", host_commands))
     if grant["role"] == "join":
         return folder, host_commands
-    plan = {**grant["plan"], "host_commands": host_commands}
+    plan = {**grant["plan"], "host_commands": tuple(map(os.path.basename, host_commands))}
     given = {"plan": plan, "token": grant["token"], "daemon": daemon, "disabled": grant.get("disabled", [])}
     given["trace"] = {"origin": began, "steps": steps}
     if grant["home"] == "step":

@@ -39,7 +39,7 @@ def test_streams_files_sizes_and_ends(site):
     )
     sizes = site.submit("nproc; awk '/MemTotal/ {print $2}' /proc/meminfo", "request_cpus = 2", "request_memory = 1024")
     dead = site.submit("kill -KILL $$")
-    named = site.submit("echo $FOO; echo \"$@\"; echo $HOME; echo $_CONDOR_SLOT; env", 'arguments = "a \'b c\' wnodes:x"',
+    named = site.submit("echo $FOO; echo \"$@\"; echo $HOME; echo $_CONDOR_SLOT; condor_chirp set_job_attr_delayed ChirpTest 5; env", 'arguments = "a \'b c\' wnodes:x"',
                         'environment = "FOO=\'bar baz\'"', 'vm = "image=debian12,trace=yes"', image="")  # fmt: skip
     assert site.exit_code(streams) == 0 if site.ended(streams) else None
     assert (site.work / f"out-{streams}-0").read_bytes() == blob
@@ -49,7 +49,7 @@ def test_streams_files_sizes_and_ends(site):
     cpus, memory = site.output(sizes).split()
     assert cpus == "2" and 560_000 < int(memory) < 1024 * 1024 - 320 * 1024
     assert site.ended(dead)["ExitBySignal"] is True and site.exit_code(dead) == -9
-    site.ended(named)
+    assert site.ended(named)["ChirpTest"] == 5
     lines = site.output(named).splitlines()
     assert lines[:2] == ["bar baz", "a b c wnodes:x"] and lines[2].startswith(str(site.lab.folder)) and lines[3].startswith("slot1_")
     assert not [line for line in lines if line.startswith(("SINGULARITYENV_", "WNODES_CHIRP"))]

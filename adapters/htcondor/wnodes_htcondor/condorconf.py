@@ -63,7 +63,7 @@ SUBMIT_REQUIREMENT_WnodesUniverse_REASON = "wnodes: vm_image and vm: want univer
 JOB_TRANSFORM_NAMES = $(JOB_TRANSFORM_NAMES) WnodesName Wnodes WnodesImage
 JOB_TRANSFORM_WnodesName @=end
   REQUIREMENTS VM_Image is undefined && regexp("(^|,)image=[^,]", VM) is true
-  EVALSET VM_Image regexps("^(.*,)?image=([^,]+).*$", VM, "\\2")
+  EVALSET VM_Image regexps("(^|,)image=([^,]+)", VM, "\\\\2")
 @end
 JOB_TRANSFORM_Wnodes @=end
   REQUIREMENTS VM_Image isnt undefined || VM isnt undefined

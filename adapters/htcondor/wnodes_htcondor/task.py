@@ -17,7 +17,6 @@ from wnodes_core import errors
 from wnodes_core.errors import BadRequest, WnodesError
 from wnodes_htcondor import native
 
-HOST_COMMANDS = ("condor_chirp",)
 ENTER = "--"  # enter.py: a command for the VM that the job has already
 GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -51,9 +50,10 @@ def read_task(argv: tuple[str, ...], environ: Mapping[str, str]) -> Task:
 
     Raises BadRequest.
     """
+    chirp = (environ["WNODES_CHIRP"],) if environ.get("WNODES_CHIRP") else ()  # the guest's, too
     if argv[1:2] == (ENTER,):
         kept = {name: environ[name] for name in ("TERM", "LANG") if name in environ}
-        return Task(argv[2:], {"PATH": GUEST_PATH, **kept}, (), HOST_COMMANDS, frozenset(), None)
+        return Task(argv[2:], {"PATH": GUEST_PATH, **kept}, (), chirp, frozenset(), None)
     call = native.runtime_call(argv[1:])
     if not call.command:
         raise BadRequest(f"runtime called with {' '.join(argv[1:])[:200]!r}: want exec OPTIONS IMAGE COMMAND")
@@ -63,7 +63,7 @@ def read_task(argv: tuple[str, ...], environ: Mapping[str, str]) -> Task:
     if request is None:
         raise BadRequest("the job's ad asks for no VM: want vm_image = NAME")
     defaults = {"PATH": GUEST_PATH, **({"HOME": home} if home else {})}
-    return Task(call.command, {**defaults, **own}, (), HOST_COMMANDS, frozenset(), request.text())
+    return Task(call.command, {**defaults, **own}, (), chirp, frozenset(), request.text())
 
 
 def job_ad(environ: Mapping[str, str]) -> dict[str, native.Value]:
