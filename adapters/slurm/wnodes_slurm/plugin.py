@@ -12,7 +12,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from wnodes_core.api import Job, NativeCall, NativeReply, Owner, Phase, Process, VmRequest, errors, hookimpl, run_by_root
+from wnodes_core.api import (
+    Job,
+    NativeCall,
+    NativeReply,
+    Owner,
+    Phase,
+    Process,
+    VmRequest,
+    errors,
+    hookimpl,
+    run_by_root,
+)
 from wnodes_slurm import native
 
 wnodes_api = 1
