@@ -57,11 +57,19 @@ def _kind(place: Ground, kind: str) -> Iterator[Figure]:
     goal = ("≤ 0.02", ratio <= 0.02) if kind == "cloud" else ("", None)
     yield Figure(f"warm start against cold, {kind} image", ratio, "×", *goal, note)
     tail = p99 / p50
-    yield Figure(f"warm start p99 against p50, {kind} image", tail, "×", "≤ 2", tail <= 2, f"p99 {p99 * 1000:.0f} ms, n = {STARTS}")
+    yield Figure(
+        f"warm start p99 against p50, {kind} image",
+        tail,
+        "×",
+        "≤ 2",
+        tail <= 2,
+        f"p99 {p99 * 1000:.0f} ms, n = {STARTS}",
+    )
     limit = 1.5 * floor["restore"] + floor["channel"]
     note = (
-        f"{p50 * 1000:.0f} ms against 1.5 × {floor['restore'] * 1000:.0f} ms (plain QEMU loads the same state and runs, "
-        f"median of {FLOORS}) + {floor['channel'] * 1000:.0f} ms (that guest wakes and runs `true` over the channel)"
+        f"{p50 * 1000:.0f} ms against 1.5 × {floor['restore'] * 1000:.0f} ms (plain QEMU loads the "
+        f"same state and runs, median of {FLOORS}) + {floor['channel'] * 1000:.0f} ms (that guest wakes and "
+        f"runs `true` over the channel)"
     )
     yield Figure(f"warm start against its floor, {kind} image", p50 / limit, "×", "≤ 1", p50 <= limit, note)
 
@@ -92,10 +100,11 @@ def _crowd(place: Ground) -> Iterator[Figure]:
     """Clones of one template alive at once: seconds and private memory of each, from the first to the last."""
     with _helper(place, "minimal", "crowd", CROWD[-1]) as lines:
         found = [json.loads(line) for line in lines]
-    curve = ", ".join(f"{n}: {found[n - 1]['seconds'] * 1000:.0f} ms, {found[n - 1]['private_mib']:.0f} MiB" for n in CROWD)
+    curve = ", ".join(f"{n}: {found[n - 1]['seconds']:.3f} s, {found[n - 1]['private_mib']:.0f} MiB" for n in CROWD)
     share = statistics.median(run["private_mib"] for run in found) / CROWD_MIB
     yield Figure(
-        f"clones of a {CROWD_MIB} MiB template alive at once", len(found), "", f"≥ {CROWD[-1]}", len(found) >= CROWD[-1],
+        f"clones of a {CROWD_MIB} MiB template alive at once", len(found), "", f"≥ {CROWD[-1]}",
+        len(found) >= CROWD[-1],
         f"start and private memory of the Nth: {curve}; all answer at the end",
     )  # fmt: skip
     yield Figure(
@@ -103,13 +112,24 @@ def _crowd(place: Ground) -> Iterator[Figure]:
         f"median of {len(found)} (smaps_rollup, Private_*) after the last had started",
     )  # fmt: skip
     total = sum(run["seconds"] for run in found)
-    yield Figure("clones started one after the other", len(found) / total, "per s", "", None, f"{total:.1f} s for {len(found)}")
+    yield Figure(
+        "clones started one after the other", len(found) / total, "per s", "", None, f"{total:.1f} s for {len(found)}"
+    )
 
 
 @contextmanager
 def _helper(place: Ground, kind: str, what: str, count: int) -> Iterator[Any]:
     """``warm_floor.py`` as the user: a line of JSON for each start."""
-    argv = [sys.executable, "-P", FLOOR, what, place.folder / "templates", image(kind).digest, str(count), place.folder / "f"]
+    argv = [
+        sys.executable,
+        "-P",
+        FLOOR,
+        what,
+        place.folder / "templates",
+        image(kind).digest,
+        str(count),
+        place.folder / "f",
+    ]
     process = place.popen(list(map(str, argv)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         out, err = process.communicate(timeout=DEADLINE_S)

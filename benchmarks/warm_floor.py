@@ -41,7 +41,9 @@ async def start(template: Template, folder: Path, number: int, memory_mib: int) 
     place = folder / str(number)
     place.mkdir(parents=True)
     base = template.disks[0]
-    overlay = Disk(str(place / "overlay.qcow2"), "qcow2", base.path, base.format, False, "root", base.base, base.base_format)
+    overlay = Disk(
+        str(place / "overlay.qcow2"), "qcow2", base.path, base.format, False, "root", base.base, base.base_format
+    )
     wnodes_disk_create(disk=overlay)
     ports = tuple(Channel(f"org.wnodes.mount.{n}", "") for n in range(template.mount_ports))
     vm = Vm(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import importlib
 import json
 import logging
 import os
@@ -36,7 +37,7 @@ from wnodes_core.journal import Journal
 from wnodes_core.keeper_lease import Holding
 from wnodes_core.lifecycle import Lifecycle, Running
 from wnodes_core.plan import Plan
-from wnodes_core.plugins import Plugins
+from wnodes_core.plugins import BUILTINS, Plugins
 from wnodes_core.trace import FIRST, Trace
 
 log = logging.getLogger("wnodes.keeper")
@@ -269,7 +270,13 @@ def _settle_in(folder: str) -> None:
 
 def main() -> int:
     """Entry point of the keeper process."""
-    given = json.load(sys.stdin)
+    for name in BUILTINS:  # while the launcher still asks what there is to keep
+        with contextlib.suppress(Exception):  # a broken one is reported when it is registered
+            importlib.import_module(name)
+    orders = sys.stdin.read()
+    if not orders:
+        return 0  # the launcher ended without any
+    given = json.loads(orders)
     plan = Plan.from_dict(given["plan"])
     _settle_in(plan.folder)
     log_file = open(f"{plan.folder}/keeper.log", "a", buffering=1)  # noqa: SIM115 - lives as long as we do

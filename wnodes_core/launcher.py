@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from wnodes_core.agent.client import call
 from wnodes_core.command import PATH, clean_environment
@@ -124,15 +124,35 @@ def process_began() -> float:
     return time.monotonic() - max(age, time.process_time())
 
 
-def start_keeper(given: dict[str, Any], *, leave_family: bool) -> int:
-    """Start the keeper with what it needs on its stdin; its pid, or 0 if it left our family.
+class Waiting(NamedTuple):
+    """A keeper that loads what it will need while we still ask what it is to keep; it ends if we never say."""
+
+    pid: int
+    pipe: int
+
+
+def start_keeper(given: dict[str, Any], *, leave_family: bool, waiting: Waiting | None = None) -> int:
+    """Start the keeper (or the one that waits) with what it needs on its stdin; its pid, or 0 if it left our family.
+
+    Raises HostBusy if no process can be made.
+    """
+    pid, pipe = waiting or ready_keeper(leave_family=leave_family)
+    with os.fdopen(pipe, "wb") as stdin:
+        stdin.write(json.dumps(given).encode())
+    if leave_family:
+        os.waitpid(pid, 0)
+        return 0
+    return pid
+
+
+def ready_keeper(*, leave_family: bool) -> Waiting:
+    """Start a keeper that waits for its orders.
 
     ``leave_family`` forks twice: a keeper that is to outlive this step must not be found by a
     process tracker that follows parents (Slurm's proctrack/linuxproc).
 
     Raises HostBusy if no process can be made.
     """
-    code = json.dumps(given).encode()
     try:
         receive, send = os.pipe()
         pid = os.fork()
@@ -141,12 +161,7 @@ def start_keeper(given: dict[str, Any], *, leave_family: bool) -> int:
     if pid == 0:
         _become_keeper(receive, send, leave_family)
     os.close(receive)
-    with os.fdopen(send, "wb") as pipe:
-        pipe.write(code)
-    if leave_family:
-        os.waitpid(pid, 0)
-        return 0
-    return pid
+    return Waiting(pid, send)
 
 
 def keeper_gone(pid: int) -> bool:

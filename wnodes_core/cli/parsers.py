@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("wnodes_core.cli.run", "run a command in its own VM"),
     "image": ("wnodes_core.cli.image", "images on this node: add, pull, list, show, tag, verify, rm, purge"),
     "lease": ("wnodes_core.cli.lease", "VMs of running jobs: list, show, trace, console, release"),
+    "template": ("wnodes_core.cli.template", "booted guests that VMs are cloned from: list, build, remove"),
     "plugins": ("wnodes_core.cli.plugins", "list the plug-ins and adapters that are installed"),
     "doctor": ("wnodes_core.cli.doctor", "check this node and say what to do about each finding"),
     "config": ("wnodes_core.cli.config", "check or show the settings"),

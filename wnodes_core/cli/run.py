@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_in_vm(args: argparse.Namespace, command: Command, closed: tuple[int, ...]) -> tuple[Exit, str]:
     from wnodes_core import settings as settings_module
 
+    waiting = launcher.ready_keeper(leave_family=False)
     settings = settings_module.load()
     progress = (lambda text: None) if args.quiet else client.show_progress
     lease, folder = embedded.new_lease()
@@ -116,7 +117,7 @@ def _run_in_vm(args: argparse.Namespace, command: Command, closed: tuple[int, ..
         with _image_and_plan(args, settings, job, folder, trace, progress) as plan:
             given = {"plan": plan, "disabled": list(settings.plugins.disabled), "launcher": os.getpid()}
             given["trace"] = trace.to_dict()
-            pid = launcher.start_keeper(given, leave_family=False)
+            pid = launcher.start_keeper(given, leave_family=False, waiting=waiting)
             gone = partial(launcher.keeper_gone, pid)
             end = client.run(f"{folder}/keeper.sock", command, closed=closed, progress=progress, gone=gone)
             drawn = _drawn(folder) if args.trace else ""

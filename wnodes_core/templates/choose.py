@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wnodes_core.errors import LimitExceeded, WnodesError
 from wnodes_core.model import Image, Template, VmRequest
 from wnodes_core.plan import DEFAULT_CPUS
-from wnodes_core.templates.builder import Account, Builder, Tell
 from wnodes_core.templates.shelf import Shelf
 from wnodes_core.templates.wanted import MOUNT_PORTS, Wanted
+
+if TYPE_CHECKING:
+    from wnodes_core.templates.builder import Builder, Tell
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class Chooser:
 
     def builder(self, accel: str) -> Builder:
         """Who makes templates here. Raises SettingsError."""
+        from wnodes_core.templates.builder import Account, Builder  # 20 ms that a clone does not need
+
         offered = [way for ways in self._hook.wnodes_template_ways(accel=accel) for way in ways]
         ways = tuple(way for way in offered if self._warm.way in ("auto", way))
         return Builder(self.shelf, Account.of(self._warm.build_user), ways, self._timeout_s, self._disabled)
