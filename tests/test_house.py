@@ -109,7 +109,7 @@ def test_adapters_see_only_the_api() -> None:
             # lab.py and install.py are programs of the adapter, not part of the plug-in.
             if ours and path.name in ("plugin.py", "native.py") and not name.startswith("wnodes_core.api") and name != "wnodes_core":
                 wrong.append(f"{name_of(path)}:{line} imports {name}")
-            if "backends" in name.split(".") or (name.startswith("wnodes_") and not ours and path.parent.name != name.split(".")[0]):
+            if "backends" in name.split(".") or (name.startswith("wnodes_") and not ours and name.split(".")[0] not in path.parts):
                 wrong.append(f"{name_of(path)}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
 

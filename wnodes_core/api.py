@@ -1,6 +1,7 @@
 """All that an adapter or a plug-in may import from us (with ``wnodes_core.tools`` for providers)."""
 
 from wnodes_core import errors
+from wnodes_core.files import read_beneath
 from wnodes_core.markers import hookimpl
 from wnodes_core.model import (
     Boot,
@@ -21,6 +22,7 @@ from wnodes_core.model import (
     parse_size_mib,
 )
 from wnodes_core.phases import Phase
+from wnodes_core.processes import environ_of, run_by_root
 
 API_LEVEL = 1
 
@@ -42,7 +44,10 @@ __all__ = [
     "Template",
     "Vm",
     "VmRequest",
+    "environ_of",
     "errors",
     "hookimpl",
     "parse_size_mib",
+    "read_beneath",
+    "run_by_root",
 ]

@@ -13,6 +13,7 @@
     ├── SettingsError                    HOLD       the site's configuration is wrong; names file and line
     ├── TransientError                   REQUEUE    may work elsewhere or later; the second becomes HOLD
     │   ├── FetchError  BootTimeout  GuestPanic  ChannelLost  HostBusy  IdentityError
+    ├── FailedAgain                      HOLD       a TransientError for which the job was requeued once already
     ├── HostError                        DRAIN      only code that has proved the host sick may raise it
     │   ├── NoKvm  StateDirFull  LibvirtDown
     ├── PluginError                      HOLD       BrokenPlugin  NoProvider
@@ -41,6 +42,7 @@ class WnodesError(Exception):
     """
 
     verdict = Verdict.HOLD
+    again = False  # wnodesd's decision, bounded: the batch system is to run the job anew
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -52,7 +54,8 @@ class WnodesError(Exception):
 
     def to_dict(self) -> dict[str, str]:
         """The error as it crosses a socket: kind, message, hint."""
-        return {"kind": type(self).__name__, "message": self.message, "hint": self.hint}
+        again = {"again": "yes"} if self.again else {}
+        return {"kind": type(self).__name__, "message": self.message, "hint": self.hint, **again}
 
 
 class RequestError(WnodesError):
@@ -129,6 +132,10 @@ class IdentityError(TransientError):
     """A clone is not what it was told to be, or still what its template was."""
 
 
+class FailedAgain(WnodesError):
+    """A TransientError of a job that was requeued for one already."""
+
+
 class HostError(WnodesError):
     """The host is sick, and the raising code has proved it."""
 
@@ -192,4 +199,6 @@ def from_dict(data: dict[str, object]) -> WnodesError:
     kind = kinds().get(str(data.get("kind")), WnodesError)
     if kind is CommandError:
         kind = TransientError
-    return kind(str(data.get("message", "no message")), hint=str(data.get("hint", "")))
+    error = kind(str(data.get("message", "no message")), hint=str(data.get("hint", "")))
+    error.again = data.get("again") == "yes"
+    return error

@@ -28,8 +28,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wnodes_core import history, processes
-from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, WnodesError
+from wnodes_core import history, processes, stopped
+from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, Verdict, WnodesError
 from wnodes_core.files import remove_tree, write_atomic
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.guest.relay import Relay
@@ -87,21 +87,23 @@ class Keeper:
         await self.relay.start()
         if self.holding:
             self.holding.start(on_end=self.end)
+        aside = [asyncio.ensure_future(self._bound_logs())]
         if self.launcher:
             self._follow(self.launcher)
-        bounded = asyncio.ensure_future(self._bound_logs())
+            aside.append(asyncio.ensure_future(stopped.follow(self.launcher, self._pause)))
         try:
             running = await self._start_unless_ended()
             if running:
                 await self._serve(running)
         except WnodesError as error:
-            self._fail(error)
+            await self._fail(error)
         except Exception as error:  # noqa: BLE001 - a bug of ours must reach the user, not only the log
             log.exception("bug")
-            self._fail(WnodesError(f"bug in the keeper: {type(error).__name__}: {error}"))
+            await self._fail(WnodesError(f"bug in the keeper: {type(error).__name__}: {error}"))
             raise
         finally:
-            bounded.cancel()
+            for task in aside:
+                task.cancel()
             await self._tear_down()
 
     async def _start_unless_ended(self) -> Running | None:
@@ -165,9 +167,11 @@ class Keeper:
         if self.holding is None:
             self.end("the last launcher has gone")
 
-    def _fail(self, error: WnodesError) -> None:
+    async def _fail(self, error: WnodesError) -> None:
         self.failed = True
         self._tell("failed", error)
+        if self.holding and error.verdict is Verdict.REQUEUE:
+            error = await self.holding.verdict(error)  # whether the job is to run anew, its launcher must know
         self.relay.fail(error)
 
     def _phase(self, name: str, seconds: float) -> str:

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from wnodes_core.errors import TransientError, from_dict
+from wnodes_core.errors import TransientError, WnodesError, from_dict
 
 CLAIM_TIMEOUT_S = 30.0
 RETRY_S = 0.5
 _MAX_FDS = 4
+VERDICT_S = 3.0
 
 
 class Holding:
@@ -29,6 +30,7 @@ class Holding:
         self._last: dict[str, Any] | None = None
         self._task: asyncio.Task[None] | None = None
         self._finished = False
+        self._verdict: asyncio.Future[WnodesError] | None = None
 
     def claim(self) -> None:
         """Claim the lease and wait for the grant: by then we are in the cgroup we belong to.
@@ -50,6 +52,13 @@ class Holding:
     def start(self, on_end: Callable[[str], None]) -> None:
         """Watch the connection from the event loop; ``on_end(reason)`` when the lease is over."""
         self._task = asyncio.ensure_future(self._keep(on_end))
+
+    async def verdict(self, error: WnodesError) -> WnodesError:
+        """What wnodesd makes of a failure that it was just told; the failure itself if it does not say."""
+        self._verdict = asyncio.get_running_loop().create_future()
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(self._verdict, VERDICT_S)
+        return error
 
     def tell(self, facts: dict[str, Any]) -> None:
         """Tell wnodesd a change of state; what cannot be told now is told on reconnection."""
@@ -97,6 +106,8 @@ class Holding:
             message = json.loads(line)
             if message.get("op") == "end":
                 on_end(str(message.get("reason", "ended by wnodesd")))
+            elif message.get("op") == "verdict" and self._verdict is not None and not self._verdict.done():
+                self._verdict.set_result(from_dict(message.get("error", {})))
             elif message.get("ok") is False:
                 # The daemon that came back does not know us: the lease is over.
                 on_end(str(message.get("error", {}).get("message", "lease refused")))

@@ -18,26 +18,33 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 from wnodes_core.agent.client import call
 from wnodes_core.command import PATH, clean_environment
-from wnodes_core.errors import HostBusy, WnodesError
+from wnodes_core.errors import CommandError, HostBusy, WnodesError
 from wnodes_core.guest import client
 from wnodes_core.guest.client import Command
 from wnodes_core.guest.hostcmd import for_guest
 
 REFUSED = 125
 LAUNCH_TIMEOUT_S = 3600.0
+TELL_S = 10.0
 LIMITS = ("as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "stack")
 
 
 def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
     """Run this process's own task in the job's VM; never returns. wnodesd listens in ``run_dir``."""
     closed = client.reserve_stdio()
+    task = None
+    adapter = importlib.import_module(f"wnodes_{lrms}.task")
     try:
-        task = importlib.import_module(f"wnodes_{lrms}.task").read_task(tuple(sys.argv), dict(os.environ))
-        folder, host_commands = _lease(lrms, f"{run_dir}/wnodesd.sock", task.host_commands)
+        task = adapter.read_task(tuple(sys.argv), dict(os.environ))
+        # A batch system whose hooks are the user's may never have told the node of this job: then we do.
+        request = getattr(task, "request", None)
+        folder, host_commands = _lease(lrms, f"{run_dir}/wnodesd.sock", task.host_commands, request)
         command = command_of(
             task.argv,
             for_guest(task.environ),
@@ -48,7 +55,8 @@ def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
         )
         end = client.run(f"{folder}/keeper.sock", command, closed=closed, progress=client.show_progress)
     except WnodesError as error:
-        refuse(error)
+        _tell(getattr(adapter, "refusal", None), error)
+        refuse(error, getattr(task, "exit_again", REFUSED) if error.again else REFUSED)
     finish(command, end)
 
 
@@ -61,23 +69,34 @@ def finish(command: Command, end: client.Exit) -> NoReturn:
 
 
 def _where(names: tuple[str, ...]) -> dict[str, str]:
-    """Where the host has these programs, searched on a fixed path and not on the user's."""
-    found = ((name, shutil.which(name, path=PATH)) for name in names)
+    """Where the host has these programs: at their own path, or searched on a fixed one and not on the user's."""
+    found = ((os.path.basename(name), shutil.which(name, path=PATH)) for name in names)
     return {name: path for name, path in found if path}
 
 
-def refuse(error: WnodesError) -> NoReturn:
-    """Say why there is no VM and end with our own exit code."""
+def _tell(refusal: Callable[..., Sequence[Sequence[str]]] | None, error: WnodesError) -> None:
+    """Have the batch system told by what the adapter names for it, where that is the job's own to say."""
+    for argv in refusal(error, dict(os.environ)) if refusal else ():
+        from wnodes_core.command import run  # only on the way to an error
+
+        with suppress(CommandError):  # our exit code and words on stderr say it, too
+            run(argv, timeout_s=TELL_S, environ=dict(os.environ))
+
+
+def refuse(error: WnodesError, code: int = REFUSED) -> NoReturn:
+    """Say why there is no VM and end with our own exit code, or with the one that has the LRMS run the job anew."""
     print(f"wnodes: error: {error}", file=sys.stderr, flush=True)
-    os._exit(REFUSED)
+    os._exit(code)
 
 
-def _lease(lrms: str, daemon: str, host_commands: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def _lease(
+    lrms: str, daemon: str, host_commands: tuple[str, ...], request: str | None = None
+) -> tuple[str, tuple[str, ...]]:
     """The lease's folder, and what the guest may ask this host to run: the site's list before the adapter's.
 
     If we were elected to, the keeper has been started there.
     """
-    question = {"op": "launch", "lrms": lrms}
+    question = {"op": "launch", "lrms": lrms} | ({} if request is None else {"request": request})
     began, asked = process_began(), time.monotonic()
     grant = call(question, on_progress=client.show_progress, timeout_s=LAUNCH_TIMEOUT_S, path=daemon)
     steps = [("launcher", 0.0, asked - began), ("lease", asked - began, time.monotonic() - asked)]
@@ -85,7 +104,7 @@ def _lease(lrms: str, daemon: str, host_commands: tuple[str, ...]) -> tuple[str,
     host_commands = tuple(grant.get("host_commands", host_commands))
     if grant["role"] == "join":
         return folder, host_commands
-    plan = {**grant["plan"], "host_commands": host_commands}
+    plan = {**grant["plan"], "host_commands": tuple(map(os.path.basename, host_commands))}
     given = {"plan": plan, "token": grant["token"], "daemon": daemon, "disabled": grant.get("disabled", [])}
     given["trace"] = {"origin": began, "steps": steps}
     if grant["home"] == "step":

@@ -61,6 +61,11 @@ class Job:
         """File-name-safe identity of the job on this machine."""
         return f"{self.lrms}-{self.node}-{self.job_id}"
 
+    @property
+    def marker(self) -> str:
+        """Name of the file that makes the job a VM job on this node: its id, without dots, ends at the first one."""
+        return f"{self.job_id.replace('.', '_')}.{self.node}"
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
@@ -218,13 +223,15 @@ class NativeReply:
     """What the hook says back in its LRMS's own terms.
 
     ``commands`` are argv lists run in order after the reply is decided, each tolerant of
-    failure (they tell users and operators; nothing depends on them).
+    failure (they tell users and operators; nothing depends on them). ``files`` are pairs of path and
+    text to append, for an LRMS whose answers are files; never written by root.
     """
 
     exit_code: int = 0
     stdout: str = ""
     stderr: str = ""
     commands: tuple[tuple[str, ...], ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -245,7 +252,9 @@ class Owner:
 
     ``root`` is the job's root process on this node (its end ends the lease).
     ``job_long`` says that the step lives as long as the job does on this node, so the VM may
-    live inside it. ``step`` is the LRMS's name of the step.
+    live inside it. ``step`` is the LRMS's name of the step. ``work_dir`` is the job's folder, where the
+    LRMS wrote it beside the job's id; its user could have written it too. ``last``: once ``root`` has
+    ended, no process of this job starts on this node any more, so all of its lease can go.
     """
 
     job_id: str
@@ -253,3 +262,5 @@ class Owner:
     root: Process
     job_long: bool
     node: str = ""
+    work_dir: str = ""
+    last: bool = False

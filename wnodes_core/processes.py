@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 
+from wnodes_core.errors import CommandError
 from wnodes_core.model import Process
 
 # A user's argv may be 6 MiB of one-letter words, in a thousand processes: as Python objects that
@@ -40,6 +41,40 @@ def read(pid: int, *, command_of_users: bool = True) -> Process | None:
         exe = os.readlink(f"/proc/{pid}/exe")
     words = tuple(word.decode(errors="replace") for word in command.rstrip(b"\0").split(b"\0", _COMMAND_WORDS))
     return Process(pid, int(rest[1]), uid, int(rest[19]), exe, words)
+
+
+def environ_of(process: Process, name: str, *, timeout_s: float = 2.0) -> list[str]:
+    """Every value that ``name`` has in the environment this process was started with; [] if it cannot be read.
+
+    More than one value means that somebody wrote it by hand. A user can write all of it: it tells
+    which job to ask the batch system about, and proves nothing alone. Read by a process of its own,
+    because a page of a user's may answer the reader when it likes to.
+    """
+    from wnodes_core import command  # not for those who only walk the table
+
+    try:
+        done = command.run(["cat", f"/proc/{process.pid}/environ"], timeout_s=timeout_s)
+    except CommandError:
+        return []
+    prefix = name.encode() + b"="
+    entries = done.stdout.split(b"\0") if alive(process) else []
+    return [entry[len(prefix) :].decode(errors="replace") for entry in entries if entry.startswith(prefix)]
+
+
+def run_by_root(process: Process, name: str) -> bool:
+    """Whether root runs this, from a file of root's whose name begins with ``name``.
+
+    The real uid counts: daemons take a user's effective uid for moments, and a set-uid program of
+    root's keeps the real uid of the user who started it.
+    """
+    if not os.path.basename(process.exe).startswith(name):
+        return False
+    try:
+        with open(f"/proc/{process.pid}/status", encoding="utf-8", errors="replace") as file:
+            uids = next(line for line in file if line.startswith("Uid:")).split()[1:]
+        return uids[0] == "0" and os.stat(f"/proc/{process.pid}/exe").st_uid == 0
+    except (OSError, StopIteration):
+        return False
 
 
 def ancestry(pid: int, *, command_of_users: bool = True) -> Iterator[Process]:

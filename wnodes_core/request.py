@@ -172,6 +172,17 @@ class VmRequest:
         changes["mounts"] = self.mounts + tuple(m for m in other.mounts if m not in self.mounts)
         return replace(self, **changes)
 
+    def text(self) -> str:
+        r"""The request in its own grammar: ``parse`` gives it back.
+
+        >>> VmRequest("el9", memory_mib=512, mounts=(Mount("/a,b", "/a,b", True),)).text()
+        'image=el9,memory=512M,mount=/a\\,b:/a\\,b:ro'
+        """
+        sizes = {"cpus": self.cpus, "memory": _mib(self.memory_mib), "scratch": _mib(self.scratch_mib)}
+        words = {"image": self.image, **sizes, "network": self.network, "start": self.start, "trace": self.trace}
+        items = [f"{key}={value}" for key, value in words.items() if value]
+        return ",".join(items + [f"mount={mount}" for mount in self.mounts])
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
@@ -180,6 +191,10 @@ class VmRequest:
     def from_dict(cls, data: Mapping[str, Any]) -> VmRequest:
         """Back from ``to_dict``; trusted text only (our own journal and sockets)."""
         return cls(**{**data, "mounts": tuple(Mount(**m) for m in data.get("mounts", ()))})
+
+
+def _mib(size: int | None) -> str:
+    return f"{size}M" if size else ""
 
 
 def _count(text: str) -> int:

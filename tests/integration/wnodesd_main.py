@@ -16,9 +16,9 @@ from types import SimpleNamespace
 
 from wnodes_core.agent import logs, server
 from wnodes_core.agent.daemon import Parts
-from wnodes_core.errors import UnknownImage
+from wnodes_core.errors import TransientError, UnknownImage
 from wnodes_core.journal import Journal
-from wnodes_core.model import Image, Owner
+from wnodes_core.model import Image, Job, Owner
 from wnodes_core.settings.schema import VmSettings, WarmSettings
 
 
@@ -36,11 +36,19 @@ class Hook:
                 return Owner(match[1], "0", process, match[2] == "long", "n0")
         return None
 
+    def wnodes_lrms_claim(self, owner, uid, gid):
+        return Job("fake", owner.job_id, "n0", uid, gid, "u") if self.config.get("claims") else None
+
     def wnodes_lrms_homes(self, owner, processes):
         return next((p for p in processes if f"fakehome={owner.job_id}" in p.command and p.uid == 0), None)
 
     def wnodes_lrms_facts_query(self, job):
-        return None
+        return ["cat", self.config["live"]] if self.config.get("claims") else None
+
+    def wnodes_lrms_facts_parse(self, job, text):
+        if job.job_id not in text.split():
+            raise TransientError(f"job {job.job_id} is not known to run")
+        return job
 
     def wnodes_lrms_live_query(self, node):
         return ["cat", self.config["live"]]
@@ -136,6 +144,7 @@ def main():
         daemon=SimpleNamespace(
             socket=config["run_dir"] + "/wnodesd.sock",
             metrics="unix:" + config["run_dir"] + "/metrics.sock",
+            slots=3,
             sweep_interval_s=config.get("sweep_s", 3600),
         ),
     )

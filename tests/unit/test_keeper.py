@@ -49,6 +49,9 @@ class Holding:
     async def finish(self, facts: dict[str, Any]) -> None:
         self.told.append(facts)
 
+    async def verdict(self, error: WnodesError) -> WnodesError:
+        return error
+
     @property
     def states(self) -> list[str]:
         return [facts["state"] for facts in self.told]

@@ -73,6 +73,7 @@ class Daemon:
         self.stopping = False
         self.started = time.time()
         self.advertise_wanted = asyncio.Event()
+        self.leases_changed = asyncio.Event()
         self._quick = ThreadPoolExecutor(16, "quick")
         self._slow = ThreadPoolExecutor(32, "slow")
         self._fetching = ThreadPoolExecutor(64, "fetch")
@@ -130,6 +131,7 @@ class Daemon:
         """Log an event of a lease, wake who waits for it, tell the observers."""
         log.info("lease %s", event, extra={"event": event, "lease": lease.id, "job": lease.job.key, **more})
         lease.notify()
+        self.leases_changed.set()
         self.background(self._observers(lease, event), "observers")
 
     async def _observers(self, lease: Lease, event: str) -> None:
@@ -168,7 +170,8 @@ class Daemon:
     def watch_job(self, lease: Lease, process: Process) -> None:
         """End the lease when the process that lives as long as the job has ended."""
         lease.root = process
-        self.watch(lease, "job", process, lambda: self.end(lease, "the job's root process ended"))
+        last = _last(lease)
+        self.watch(lease, "job", process, lambda: self.end(lease, "the job's root process ended", job_over=last))
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -196,7 +199,8 @@ class Daemon:
     async def _stop_keeper(self, lease: Lease, reason: str) -> None:
         lease.state = State.ENDING
         for name in list(lease.watches):
-            self.unwatch(lease, name)
+            if name != "job" or not _last(lease):  # its end lets the marker go, too
+                self.unwatch(lease, name)
         if lease.fetch:
             lease.fetch.cancel()
         self.say(lease, "ending", reason=reason)
@@ -223,6 +227,7 @@ class Daemon:
 
     async def _ended_well(self, lease: Lease, job_over: bool) -> None:
         if job_over:
+            self.unwatch(lease, "job")
             self.leases.pop(lease.id, None)
             await self.quick(self.history.add, lease.shown())
             self.say(lease, "gone")
@@ -235,6 +240,7 @@ class Daemon:
         """Note why the lease came to nothing; the error to report, its REQUEUE bounded."""
         bounded: WnodesError = await self.quick(self.verdicts.bound, error, lease.job.key, lease.id)
         if lease.error is None:
+            bounded.again = requeueing.wanted(lease, bounded)
             lease.error = bounded.to_dict()
             self.metrics.errors.labels(str(bounded.verdict)).inc()
             extra = {"event": "error", "lease": lease.id, "job": lease.job.key, "error": lease.error["kind"]}
@@ -272,9 +278,11 @@ class Daemon:
     def readopt(self, lease: Lease, resume: Callable[[Lease], None]) -> None:
         """Go on with a lease of an earlier wnodesd: wait for its keeper, its launcher, or undo it."""
         log.info("found lease", extra={"event": "found", "lease": lease.id, "job": lease.job.key})
-        if lease.state is State.OVER and lease.boot_id == leases.boot_id():
-            return
         other_boot = lease.boot_id != leases.boot_id()
+        if lease.root and _last(lease) and not other_boot:
+            self.watch_job(lease, lease.root)
+        if lease.state is State.OVER and not other_boot:
+            return
         if lease.state in (State.PREPARING, State.ENDING) or other_boot:
             over = other_boot or lease.state is State.PREPARING  # no job survives a reboot
             self.end(lease, lease.reason or "wnodesd or the node was restarted", job_over=over)
@@ -285,3 +293,8 @@ class Daemon:
             self.watch(lease, "keeper", lease.keeper, lambda: self.end(lease, "the keeper ended"))
         elif lease.state in (State.PREPARED, State.STARTING):
             resume(lease)
+
+
+def _last(lease: Lease) -> bool:
+    """Whether nothing of the job starts here any more once its root process has ended."""
+    return lease.owner is not None and lease.owner.last

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from typing import Any
 
-from wnodes_core.agent import identity, leases
+from wnodes_core.agent import leases
+from wnodes_core.agent.admitting import Admitting
 from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.images import Images
 from wnodes_core.agent.leases import Lease, State
@@ -15,24 +15,23 @@ from wnodes_core.agent.warm import Warm
 from wnodes_core.errors import RequestError, WnodesError
 from wnodes_core.model import Owner
 
-_AT_ONCE = 4  # reads of /proc for one uid at the same time: one user's flood delays no other
-
 
 class Launching:
     """The ``launch`` operation."""
 
-    def __init__(self, daemon: Daemon, images: Images, warm: Warm) -> None:
+    def __init__(self, daemon: Daemon, images: Images, warm: Warm, admitting: Admitting) -> None:
         self._daemon = daemon
         self._images = images
         self._warm = warm
-        self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_ONCE))
+        self._admitting = admitting
 
     async def launch(self, connection: Connection, message: dict[str, Any]) -> dict[str, Any] | None:
         """Grant the caller its job's lease: to start the keeper or, once one holds it, to join.
 
         None if the caller went away meanwhile. Raises WnodesError.
         """
-        lease, owner = await self._lease_of(connection, leases.check_lrms(message.get("lrms")))
+        lrms = leases.check_lrms(message.get("lrms"))
+        lease, owner = await self._lease_of(connection, lrms, message.get("request"))
         self._daemon.refuse_if_over(lease)
         going = asyncio.ensure_future(self._granted(connection, lease, owner))
         gone = asyncio.ensure_future(connection.gone())
@@ -59,14 +58,16 @@ class Launching:
             finally:
                 changed.cancel()
 
-    async def _lease_of(self, connection: Connection, lrms: str) -> tuple[Lease, Owner]:
+    async def _lease_of(self, connection: Connection, lrms: str, request: object) -> tuple[Lease, Owner]:
+        """The lease that was prepared, or one made now where the batch system's hooks are the user's own."""
         peer = connection.peer
-        if not any(lease.job.lrms == lrms for lease in self._daemon.leases.values()):
+        if request is None and not any(lease.job.lrms == lrms for lease in self._daemon.leases.values()):
             raise RequestError(f"no job of {lrms} has a VM on this node")
-        async with self._turns[peer.uid]:
-            hook = await self._daemon.quick(self._daemon.parts.hook_for, lrms)
-            owner: Owner = await self._daemon.quick(identity.owner_of, peer, hook)
-        lease = self._daemon.find(lrms, owner.job_id, owner.node)
+        owner = await self._admitting.owner(peer, lrms)
+        hook = await self._daemon.quick(self._daemon.parts.hook_for, lrms)
+        lease: Lease | None = await self._daemon.quick(self._admitting.known, owner, lrms, hook, peer)
+        if lease is None and request is not None:
+            lease = await self._admitting.claim(peer, lrms, owner, request)
         if lease is None:
             raise RequestError(f"job {owner.job_id} has no VM on node {owner.node or 'this node'}")
         if lease.job.uid != peer.uid:

@@ -225,7 +225,7 @@ def create(job: Job, request: VmRequest, state_dir: str, run_dir: str, journal_t
         job=job,
         request=request,
         folder=f"{state_dir}/leases/{lease_id}",
-        marker=f"{run_dir}/{job.lrms}/{job.job_id}.{job.node}",
+        marker=f"{run_dir}/{job.lrms}/{job.marker}",
         journal=journal,
         record=Resource("lease", lease_id),
         created=time.time(),

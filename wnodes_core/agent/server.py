@@ -20,6 +20,7 @@ from importlib import resources
 from typing import Any, NoReturn
 
 from wnodes_core.agent import leases, logs, protocol
+from wnodes_core.agent.capacity import Capacity
 from wnodes_core.agent.daemon import Daemon, Parts, log
 from wnodes_core.agent.operations import Operations
 from wnodes_core.agent.protocol import MAX_LINE, Connection
@@ -59,6 +60,7 @@ class Server:
         metrics = await self.daemon.metrics.serve(settings.daemon.metrics)
         self.daemon.background(Sweeper(self.daemon, self.operations.warm).run(), "sweeper")
         self.daemon.background(Advertiser(self.daemon).run(), "advertiser")
+        self.daemon.background(Capacity(self.daemon).run(), "capacity")
         log.info("ready at %s", settings.daemon.socket, extra={"event": "ready"})
         notify("READY=1")
         await self._stop.wait()

@@ -110,6 +110,7 @@ class Sweeper:
     def _stray_markers(self, lrms: str, node: str, live: frozenset[str]) -> None:
         """A marker without a lease keeps its job from running bare; it goes when the job is over."""
         known = {lease.marker for lease in list(self._daemon.leases.values())}
+        live = frozenset(job_id.replace(".", "_") for job_id in live)  # as in Job.marker
         for marked, job_id, where, path in self._markers():
             if (marked, where) != (lrms, node) or job_id in live or str(path) in known:
                 continue

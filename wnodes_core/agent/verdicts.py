@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from wnodes_core.errors import Verdict, WnodesError
+from wnodes_core.errors import FailedAgain, Verdict, WnodesError
 from wnodes_core.files import write_atomic
 
 REMEMBER_S = 24 * 3600.0
@@ -50,4 +50,4 @@ class Verdicts:
             return error
         if earlier[0] == lease_id:
             return error
-        return WnodesError(f"{error.message} (the job was requeued for this once already)", hint=error.hint)
+        return FailedAgain(f"{error.message} (the job was requeued for this once already)", hint=error.hint)

@@ -61,6 +61,20 @@ def wnodes_lrms_owner(ancestry: Sequence[Process]) -> Owner | None:
 
 
 @hookspec(firstresult=True)
+def wnodes_lrms_claim(owner: Owner, uid: int, gid: int) -> Job | None:
+    """Called when a process of a job asks for a VM that no hook of root's has prepared: the job as proved.
+
+    For batch systems that run their hooks as the job's user. Where it is not implemented, only root
+    prepares. ``wnodes_lrms_facts_query`` and ``_parse`` must then confirm the job (it runs, here, for
+    this user) or raise TransientError; they are asked a few times, because a job may be too young to be known.
+
+    :param owner: what ``wnodes_lrms_owner`` told from the ancestry.
+    :param uid: the asking process's, from the kernel.
+    :param gid: the asking process's, from the kernel.
+    """
+
+
+@hookspec(firstresult=True)
 def wnodes_lrms_homes(owner: Owner, processes: Sequence[Process]) -> Process | None:
     """Called when a VM must outlive the step that starts it: whose cgroups may it live in?
 

@@ -206,6 +206,9 @@ class DaemonSettings:
         values.metrics_address,
         example="127.0.0.1:9752",
     )
+    slots: int = setting(
+        0, "How many VMs the node takes at once, as RUN_DIR/capacity tells batch systems; 0 = its cpus.", values.whole
+    )
     sweep_interval_s: int = setting(30, "How often it looks for leases whose job is gone.", values.duration("s"))
     log_level: str = setting("info", "How much it logs: debug, info, warning or error.", values.choice(*_LEVELS))
 

@@ -12,7 +12,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from wnodes_core.api import Job, NativeCall, NativeReply, Owner, Phase, Process, VmRequest, errors, hookimpl
+from wnodes_core.api import (
+    Job,
+    NativeCall,
+    NativeReply,
+    Owner,
+    Phase,
+    Process,
+    VmRequest,
+    errors,
+    hookimpl,
+    run_by_root,
+)
 from wnodes_slurm import native
 
 wnodes_api = 1
@@ -112,19 +123,8 @@ def wnodes_lrms_homes(owner: Owner, processes: Sequence[Process]) -> Process | N
 
 
 def _is_slurmstepd(process: Process) -> bool:
-    """Whether root runs this, from a file of root's, by Slurm's name (Debian's ends in ``-wlm``).
-
-    The real uid counts: slurmstepd takes the user's effective uid for moments, and a set-uid
-    program of root's keeps the real uid of the user who started it.
-    """
-    if not os.path.basename(process.exe).startswith("slurmstepd"):
-        return False
-    try:
-        with open(f"/proc/{process.pid}/status", encoding="utf-8", errors="replace") as file:
-            uids = next(line for line in file if line.startswith("Uid:")).split()[1:]
-        return uids[0] == "0" and os.stat(f"/proc/{process.pid}/exe").st_uid == 0
-    except (OSError, StopIteration):
-        return False
+    """Whether root runs this by Slurm's name (Debian's ends in ``-wlm``)."""
+    return run_by_root(process, "slurmstepd")
 
 
 def _node(pid: int, job_id: str) -> str:

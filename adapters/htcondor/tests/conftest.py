@@ -1,0 +1,1 @@
+"""A real HTCondor for the tests marked ``condor``."""

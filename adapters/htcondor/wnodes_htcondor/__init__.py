@@ -1,0 +1,1 @@
+"""wnodes adapter for HTCondor; see README.md and the contract in plugin.py."""

@@ -1,0 +1,14 @@
+#!/bin/sh
+# BLAH slurm_local_submit_attributes.sh: carries a grid job's wish for a VM (docs/grid.md). Sourced by blahp as the mapped
+# user; every line printed goes into the submission. Users write the values, even IFS and PATH: no word of theirs is
+# split, run or printed before it fits. What does not fit becomes "-", which sbatch's plug-in refuses: blahp shows none of our errors.
+wnodes_word() { case "$1" in *[!ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:@_-]* | [!ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789]* | "") printf '%s' - ;; *) printf '%s' "$1" ;; esac; }
+wnodes_image=${WnodesImage-} wnodes_name= wnodes_default=
+[ -n "$wnodes_image" ] || [ ! -r /etc/wnodes/vo-images ] || while IFS=' ' read -r wnodes_name wnodes_default wnodes_rest; do
+    case "$wnodes_name" in "${WnodesVO:-#}") [ "$wnodes_name" = "#" ] || wnodes_image=$wnodes_default ;; esac
+done </etc/wnodes/vo-images
+if [ -n "$wnodes_image${WnodesCpus-}${WnodesMemory-}" ]; then
+    [ -z "$wnodes_image" ] || printf '#SBATCH --vm-image=%s\n' "$(wnodes_word "$wnodes_image")"
+    wnodes_sizes=${WnodesCpus:+cpus=$(wnodes_word "$WnodesCpus")}${WnodesMemory:+,memory=$(wnodes_word "$WnodesMemory")}
+    [ -z "$wnodes_sizes" ] || printf '#SBATCH --vm=%s\n' "${wnodes_sizes#,}"
+fi

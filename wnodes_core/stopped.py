@@ -1,0 +1,39 @@
+"""A job that its batch system stops by SIGSTOP, which nobody can catch: its VM stands still with its launcher.
+
+Keeper and QEMU are in sessions of their own, so that a signal to the job's process group leaves the
+user's grace to the guest; they have to see for themselves that the launcher was stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from wnodes_core.errors import WnodesError
+
+CHECK_S = 1.0
+
+
+def stopped(pid: int) -> bool:
+    """Whether this process is stopped by a signal (proc(5): state T)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
+async def follow(launcher: int, pause: Callable[[bool], Awaitable[None]]) -> None:
+    """Pause the VM while the launcher is stopped, and only then; until cancelled.
+
+    Told again each time: a VM may have come up meanwhile.
+    """
+    was = False
+    while True:
+        await asyncio.sleep(CHECK_S)
+        now = stopped(launcher)
+        if now or was:
+            with contextlib.suppress(WnodesError):  # no VM (yet, any more): nothing runs on
+                await pause(now)
+        was = now
