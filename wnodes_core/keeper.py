@@ -28,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wnodes_core import history, processes, stopped
+from wnodes_core import following, history, processes
 from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, Verdict, WnodesError
 from wnodes_core.files import remove_tree, write_atomic
 from wnodes_core.guest.channel import GuestChannel
@@ -89,8 +89,8 @@ class Keeper:
             self.holding.start(on_end=self.end)
         aside = [asyncio.ensure_future(self._bound_logs())]
         if self.launcher:
-            self._follow(self.launcher)
-            aside.append(asyncio.ensure_future(stopped.follow(self.launcher, self._pause)))
+            following.to_the_end(self.launcher, lambda: self.end("the launcher has gone"))
+            aside.append(asyncio.ensure_future(following.stops(self.launcher, self._pause)))
         try:
             running = await self._start_unless_ended()
             if running:
@@ -146,22 +146,6 @@ class Keeper:
         """End the lease now; the first reason counts."""
         self.reason = self.reason or reason
         self._end.set()
-
-    def _follow(self, launcher: int) -> None:
-        """End with the launcher, also with one that is killed before it has connected."""
-        try:
-            fd = os.pidfd_open(launcher)
-        except ProcessLookupError:
-            fd = -1
-        if os.getppid() != launcher:  # it has gone, and its pid may be another's
-            self.end("the launcher has gone")
-        if fd >= 0:
-            asyncio.get_running_loop().add_reader(fd, self._launcher_ended, fd)
-
-    def _launcher_ended(self, fd: int) -> None:
-        asyncio.get_running_loop().remove_reader(fd)
-        os.close(fd)
-        self.end("the launcher has gone")
 
     def _launchers_gone(self) -> None:
         if self.holding is None:

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 
-from wnodes_core import stopped
+from wnodes_core import following
 from wnodes_core.errors import WnodesError
 
 
 def test_the_vm_is_paused_while_the_launcher_is_stopped_and_only_then(monkeypatch):
-    monkeypatch.setattr(stopped, "CHECK_S", 0.01)
+    monkeypatch.setattr(following, "CHECK_S", 0.01)
     heard = []
 
     async def pause(paused):
@@ -19,7 +19,7 @@ def test_the_vm_is_paused_while_the_launcher_is_stopped_and_only_then(monkeypatc
             raise WnodesError("no VM yet")
 
     async def live(pid):
-        following = asyncio.ensure_future(stopped.follow(pid, pause))
+        task = asyncio.ensure_future(following.stops(pid, pause))
         await asyncio.sleep(0.1)
         assert heard == []
         os.kill(pid, signal.SIGSTOP)
@@ -31,12 +31,12 @@ def test_the_vm_is_paused_while_the_launcher_is_stopped_and_only_then(monkeypatc
         told = len(heard)
         await asyncio.sleep(0.1)
         assert heard == [True] * (told - 1) + [False]
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
             asyncio.run(asyncio.wait_for(live(process.pid), 20))
         finally:
             process.kill()
-    assert not stopped.stopped(process.pid)
+    assert not following.stopped(process.pid)
