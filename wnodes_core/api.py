@@ -21,6 +21,7 @@ from wnodes_core.model import (
     parse_size_mib,
 )
 from wnodes_core.phases import Phase
+from wnodes_core.ports import Nic, Port, Route, mac_of
 
 API_LEVEL = 1
 
@@ -35,14 +36,18 @@ __all__ = [
     "Mount",
     "NativeCall",
     "NativeReply",
+    "Nic",
     "Owner",
     "Phase",
+    "Port",
     "Process",
+    "Route",
     "Shape",
     "Template",
     "Vm",
     "VmRequest",
     "errors",
     "hookimpl",
+    "mac_of",
     "parse_size_mib",
 ]

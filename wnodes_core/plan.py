@@ -16,6 +16,7 @@ from typing import Any
 
 from wnodes_core.errors import LimitExceeded, RequestError
 from wnodes_core.model import Boot, Channel, Disk, Image, Job, Mount, Template, Vm, VmRequest
+from wnodes_core.ports import Nic, Port
 
 AGENT_PORT = "org.wnodes.agent.0"
 QGA_PORT = "org.qemu.guest_agent.0"
@@ -67,6 +68,7 @@ class Plan:
     """One lease's VM, in full. Sizes are the guest's own.
 
     ``template`` is what the VM is cloned from if that can be done; else it is booted.
+    ``port`` is its place in a network; its keeper makes it, unless wnodesd has and ``nic`` says what came of it.
     ``mount_ports`` and ``most_mib`` are given by a template's builder, whose guest has no mounts yet.
     """
 
@@ -86,6 +88,8 @@ class Plan:
     trace: bool = False
     mount_ports: int = 0
     most_mib: int = 0
+    port: Port | None = None
+    nic: Nic | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -103,6 +107,8 @@ class Plan:
                 "mounts": tuple(Mount(**mount) for mount in data["mounts"]),
                 "host_commands": tuple(data["host_commands"]),
                 "template": Template.from_dict(data["template"]) if data.get("template") else None,
+                "port": Port.from_dict(data["port"]) if data.get("port") else None,
+                "nic": Nic.from_dict(data["nic"]) if data.get("nic") else None,
             }
         )
 
@@ -259,4 +265,5 @@ def make(
         host_commands=tuple(host_commands),
         template=template,
         trace=request.trace == "yes",
+        port=settings.network.port_for(request.network, request.rate_mbit, lease, job.uid),
     ).to_dict()

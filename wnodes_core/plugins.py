@@ -28,6 +28,7 @@ BUILTINS = (
     "wnodes_core.images.sources",
     "wnodes_core.images.disks",
     "wnodes_core.storage.sshfs",
+    "wnodes_core.network.user",
 )
 LRMS_GROUP = "wnodes.lrms"
 PLUGIN_GROUP = "wnodes.plugins"

@@ -49,6 +49,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--cpus", type=int, metavar="N", help="virtual cpus (default 1)")
     parser.add_argument("--memory", metavar="SIZE", help="guest memory, as in 2G (default 1G)")
+    parser.add_argument("--network", metavar="NAME", help="user: the network as this host sees it (default none)")
     parser.add_argument(
         "--mount", action="append", default=[], metavar="SRC[:DST][:ro]", help="host folder to mount; repeatable"
     )
@@ -73,6 +74,7 @@ def request_of(args: argparse.Namespace) -> VmRequest:
     """The request that the options spell. Raises BadRequest."""
     request = VmRequest.parse(args.vm) if args.vm else VmRequest()
     words = [("image", args.image), ("cpus", args.cpus), ("memory", args.memory), ("start", args.start)]
+    words.append(("network", args.network))
     given = [f"{key}={value}" for key, value in words if value is not None]
     if given:
         request = request.merged(VmRequest.parse(",".join(given)))

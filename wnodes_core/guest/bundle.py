@@ -22,6 +22,7 @@ MODULES = (
     "guest_exec",
     "guest_ending",
     "guest_users",
+    "guest_network",
     "guest_door",
     "guest_agent",
 )

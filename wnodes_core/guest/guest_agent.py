@@ -19,6 +19,7 @@ from wnodes_core.guest import (
     guest_ending,
     guest_exec,
     guest_json,
+    guest_network,
     guest_users,
     poller,
     pump,
@@ -248,6 +249,10 @@ class Agent:
         told: dict[str, Any] = self._rest.end(asked)
         self._rest = None
         return told
+
+    def verb_network(self, stream: int, **nic: Any) -> dict[str, Any]:
+        """Set up the NIC with that MAC; names drivers to load while it is not to be seen."""
+        return guest_network.set_up(nic, self.root)
 
     def verb_write_file(self, stream: int, **file: Any) -> dict[str, Any]:
         """Write one file (``path``, ``content`` in base64, ``mode``, ``uid``, ``gid``)."""

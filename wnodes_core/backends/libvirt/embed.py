@@ -137,6 +137,20 @@ def pause(name: str, paused: bool) -> bool:
     return True
 
 
+def plug(name: str, xml: str) -> None:
+    """Give a running domain of this process one more device.
+
+    Raises TransientError with libvirt's words.
+    """
+    domain = _domains.get(name)
+    if domain is None:
+        raise errors.TransientError(f"VM {name}: not of this process, no device can be plugged")
+    try:
+        domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    except libvirt.libvirtError as error:
+        raise errors.TransientError(f"VM {name}: libvirt could not plug a device: {error}") from error
+
+
 def ask_guest_agent(name: str, command: str, timeout_s: int) -> str | None:
     """Ask QEMU's own guest agent in a domain of this process; None while there is nobody to answer.
 
