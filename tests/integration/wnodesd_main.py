@@ -19,6 +19,7 @@ from wnodes_core.agent.daemon import Parts
 from wnodes_core.errors import UnknownImage
 from wnodes_core.journal import Journal
 from wnodes_core.model import Image, Owner
+from wnodes_core.settings.network import NetworkSettings
 from wnodes_core.settings.schema import VmSettings, WarmSettings
 
 
@@ -132,6 +133,7 @@ def main():
         plugins=SimpleNamespace(disabled=()),
         warm=WarmSettings(folder=config["state_dir"] + "/templates"),
         vm=VmSettings(),
+        network=NetworkSettings(**config.get("network", {})),
         lrms={"fake": {"advertise": True, "node": "n0"}},
         daemon=SimpleNamespace(
             socket=config["run_dir"] + "/wnodesd.sock",

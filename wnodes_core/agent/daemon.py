@@ -23,6 +23,7 @@ from wnodes_core.agent import leases, requeueing
 from wnodes_core.agent.ending import Undoer
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.metrics import Metrics
+from wnodes_core.agent.ports import Ports
 from wnodes_core.agent.verdicts import Verdicts
 from wnodes_core.command import PATH
 from wnodes_core.errors import WnodesError, from_dict
@@ -68,7 +69,8 @@ class Daemon:
         self.warm_gauges: Callable[[], Mapping[str, float]] = dict  # ``templates``, ``pool_idle``
         self.metrics = Metrics(self.leases.values, lambda: self.warm_gauges())
         self.verdicts = Verdicts(f"{self.settings.state_dir}/requeues.json")
-        self.undoer = Undoer(parts.store)
+        self.ports = Ports(lambda: self.settings.network, lambda: self.parts.hook_for(""))
+        self.undoer = Undoer(parts.store, ports=self.ports)
         self.accel: asyncio.Future[str] | None = None
         self.stopping = False
         self.started = time.time()
@@ -268,6 +270,7 @@ class Daemon:
                 continue
             if lease:
                 self.leases[lease.id] = lease
+                self.ports.adopt(lease)
 
     def readopt(self, lease: Lease, resume: Callable[[Lease], None]) -> None:
         """Go on with a lease of an earlier wnodesd: wait for its keeper, its launcher, or undo it."""

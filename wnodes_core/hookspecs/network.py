@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wnodes_core.markers import hookspec
@@ -11,12 +12,23 @@ if TYPE_CHECKING:
 
 
 @hookspec(firstresult=True)
+def wnodes_port_allot(port: Port, taken: Sequence[Port]) -> Port | None:
+    """Called in wnodesd before a port is made: choose what only its provider knows, the device. No effect yet.
+
+    :param port: addresses, MAC and VLAN are chosen.
+    :param taken: the ports that leases of this node have.
+    :returns: the port with its device, None if the network's kind is another provider's, or the keeper's.
+    :raises HostBusy: no device is free.
+    """
+
+
+@hookspec(firstresult=True)
 def wnodes_port_attach(port: Port) -> Nic | None:
     """Called to make a port: by wnodesd as root before the VM starts, or in the keeper as the job's user.
 
-    wnodesd's plug-ins are asked first; what they leave (None) is asked of the keeper's once the guest
-    answers. Called again for a port that exists, after a restart or when something of it was lost: make
-    what is missing, return the same.
+    The keeper's plug-ins are asked for what wnodesd's allot nothing for, once the guest answers. Called
+    again for a port that exists, after a restart or when something of it was lost: make what is missing,
+    return the same.
 
     :param port: everything was decided before, addresses and device names too, and is in the journal.
     :returns: what the VM is to be given, None if the network's kind is another provider's.
