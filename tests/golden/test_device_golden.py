@@ -68,3 +68,25 @@ def test_a_stranger_s_nic_is_left_alone() -> None:
 def test_what_is_no_pci_address_never_gets_into_xml(address: str) -> None:
     with pytest.raises(ValueError, match="PCI address"):
         devices.of_nic(Nic("pci", device=address))
+
+
+def test_a_clone_s_qemu_is_given_the_same() -> None:
+    assert devices.orders(CASES["user"][0], "pci.5") == (
+        {"type": "user", "id": "hostnet0"},
+        {"driver": "virtio-net-pci", "id": "net0", "netdev": "hostnet0", "mac": MAC, "romfile": "", "bus": "pci.5"},
+    )
+    netdev, device = devices.orders(CASES["tap"][0], "pci.5")
+    assert netdev == {"type": "tap", "id": "hostnet0", "ifname": "wnt1a2b3c4d", "script": "no", "downscript": "no"}
+    assert device["host_mtu"] == 9000
+    assert devices.orders(CASES["pci"][0], "pci.5") == (
+        {}, {"driver": "vfio-pci", "id": "hostdev0", "host": "0000:3b:02.1", "bus": "pci.5"},
+    )  # fmt: skip
+
+
+def test_a_free_slot_is_an_empty_root_port() -> None:
+    def port(name: str, *devices: str) -> dict[str, object]:
+        return {"qdev_id": name, "pci_bridge": {"bus": {}, "devices": [{"qdev_id": each} for each in devices]}}
+
+    machine = [{"bus": 0, "devices": [{"qdev_id": ""}, port("pci.1", "virtio-disk0"), {"qdev_id": "video0"}, port("pci.2")]}]
+    assert devices.free_bus(machine) == "pci.2"
+    assert devices.free_bus([{"bus": 0, "devices": [port("pci.1", "x")]}]) == ""

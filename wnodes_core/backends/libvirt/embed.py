@@ -137,16 +137,10 @@ def pause(name: str, paused: bool) -> bool:
     return True
 
 
-def plug(name: str, xml: str) -> None:
-    """Give a running domain of this process one more device.
-
-    Raises TransientError with libvirt's words.
-    """
-    domain = _domains.get(name)
-    if domain is None:
-        raise errors.TransientError(f"VM {name}: not of this process, no device can be plugged")
+def plug(name: str, xml: str) -> bool:
+    """Give a domain one more device; False if it is not this process's. Raises TransientError."""
     try:
-        domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        return name in _domains and _domains[name].attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE) == 0
     except libvirt.libvirtError as error:
         raise errors.TransientError(f"VM {name}: libvirt could not plug a device: {error}") from error
 

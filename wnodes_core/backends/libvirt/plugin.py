@@ -131,12 +131,13 @@ def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
 @hookimpl
 def wnodes_vm_plug(vm: Vm, nic: Nic) -> bool | None:
     """Plug a NIC into a VM that this process started."""
-    device = devices.of_nic(nic)
-    embed = sys.modules.get("wnodes_core.backends.libvirt.embed")
-    if device is None or embed is None:
+    device, clone = devices.of_nic(nic), sys.modules.get("wnodes_core.backends.libvirt.clone")
+    if device is None:
         return None
-    embed.plug(vm.name, device.xml())
-    return True
+    if clone and clone.plug(vm.name, nic):
+        return True
+    embed = sys.modules.get("wnodes_core.backends.libvirt.embed")
+    return bool(embed and embed.plug(vm.name, device.xml())) or None
 
 
 @hookimpl
