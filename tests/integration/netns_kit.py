@@ -22,6 +22,7 @@ from typing import Any
 _NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x2, 0x1000
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_SOL_PACKET, _PACKET_AUXDATA, _VLAN_VALID = 263, 8, 0x10
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 QUIET_S = 0.15  # long enough for a frame to cross three bridges, on a busy machine too
 
@@ -125,6 +126,7 @@ class Wiretap:
     @staticmethod
     def _open(device: str) -> socket.socket:
         made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(3))
+        made.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
         made.bind((device, 3))
         return made
 
@@ -132,7 +134,17 @@ class Wiretap:
         self.socket.send(frame)
 
     def frames(self, quiet_s: float = QUIET_S) -> list[bytes]:
-        return _drain(self.socket.fileno(), lambda: self.socket.recv(65536), quiet_s)
+        return _drain(self.socket.fileno(), self._frame, quiet_s)
+
+    def _frame(self) -> bytes:
+        """The next frame, with the tag that the kernel has taken out of it and put beside it (packet(7))."""
+        frame, beside, _, _ = self.socket.recvmsg(65536, 64)
+        for level, kind, data in beside:
+            if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
+                status, _, _, _, _, tag, ethertype = struct.unpack_from("=IIIHHHH", data)
+                if status & _VLAN_VALID:
+                    frame = frame[:12] + struct.pack("!HH", ethertype or 0x8100, tag) + frame[12:]
+        return frame
 
     def close(self) -> None:
         self.socket.close()

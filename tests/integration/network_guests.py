@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from netns_kit import Namespace
+
 from wnodes_core.api import Nic, Port
 from wnodes_core.model import Image, Job
 from wnodes_core.plan import Plan, User

@@ -52,19 +52,19 @@ def wnodes_port_detach(port: Port) -> bool | None:
         return None
     found, bridge = links(), names.bridge(port)
     nft(filters.without(port.device, ("netdev", "bridge")))
-    if _is_ours(port, found.get(port.device)):
+    if is_ours(port, found.get(port.device)):
         ip([f"link del dev {port.device}"])
     users = [each for each in found.values() if each.master == bridge and each.name != port.device]
     if any(each.name.startswith("wnt") for each in users):
         ip([f"route del {port.local}/32 dev {bridge}", f"neigh del {port.local} dev {bridge}"], force=True)
     else:
         _remove_bridge(port, bridge, found)
-    if _is_ours(port, links().get(port.device)):
+    if is_ours(port, links().get(port.device)):
         raise errors.HostError(f"network {port.network!r}: tap {port.device} does not go away")
     return True
 
 
-def _is_ours(port: Port, found: Link | None) -> bool:
+def is_ours(port: Port, found: Link | None) -> bool:
     """Whether a port's tap is there; another's device of that name is none of our business."""
     try:
         return names.check_tap(port, found)
@@ -111,13 +111,18 @@ def _make_bridge(port: Port, bridge: str, found: dict[str, Link]) -> None:
     if bridge not in found:
         mac = names.bridge_mac(bridge)
         ip([f"link add name {bridge} address {mac} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"])
-    for family, key, value in _SYSCTLS:
-        with suppress(FileNotFoundError):  # a kernel without IPv6
-            (_SYSCTL / family / "conf" / bridge / key).write_text(value)
+    settle_in(bridge)
     if outer:
         _join_uplink(port, bridge, outer, found)
     address = f"addr replace {port.node}/32 dev {bridge} scope link"
     ip([address, f"link set dev {bridge} {_mtu(port)} up", f"link set dev {bridge} alias wnodes:{port.network}"])
+
+
+def settle_in(bridge: str) -> None:
+    """Let the node be no more on a new bridge than its guests' neighbour."""
+    for family, key, value in _SYSCTLS:
+        with suppress(FileNotFoundError):  # a kernel without IPv6
+            (_SYSCTL / family / "conf" / bridge / key).write_text(value)
 
 
 def _join_uplink(port: Port, bridge: str, outer: str, found: dict[str, Link]) -> None:
@@ -159,13 +164,15 @@ def make_tap(port: Port, there: bool) -> None:
 
 
 def _join(port: Port, bridge: str) -> None:
-    ip(
-        [
-            f"link set dev {port.device} master {bridge} up",
-            f"neigh replace {port.local} lladdr {port.mac} dev {bridge} nud permanent",
-            f"route replace {port.local}/32 dev {bridge} src {port.node} scope link",
-        ]
-    )
+    ip([f"link set dev {port.device} master {bridge} up", *way_to(port, bridge)])
+
+
+def way_to(port: Port, bridge: str) -> list[str]:
+    """Lines of ip(8) that give the node its way to a guest: by its MAC, so that nobody need be asked."""
+    return [
+        f"neigh replace {port.local} lladdr {port.mac} dev {bridge} nud permanent",
+        f"route replace {port.local}/32 dev {bridge} src {port.node} scope link",
+    ]
 
 
 def _mtu(port: Port) -> str:

@@ -40,6 +40,12 @@ def of_tap(port: Port) -> str:
     return _table("netdev", port.device, chains) + _table("bridge", port.device, node)
 
 
+def of_tap_in_user_space(device: str) -> str:
+    """Let nothing of a tap's into the node's own stack, where a switch in user space has its frames already."""
+    rules = f'type filter hook ingress device "{device}" priority -150; policy drop;'
+    return _table("netdev", device, [_chain("ingress", (), rules)])
+
+
 def of_uplink(bridge: str, uplink: str) -> str:
     """Replace the table that keeps node traffic inside and the node itself out of the tenants' network."""
     inside = []
