@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from wnodes_core.errors import NoProvider, TransientError
+from wnodes_core.guest import bundle
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
 from wnodes_core.plan import Plan
@@ -29,7 +30,8 @@ async def plug(plan: Plan, channel: GuestChannel, hook: Any, journal: Journal) -
     nic = plan.nic if plan.nic else await asyncio.to_thread(_attach, plan.port, hook, journal)
     if not await asyncio.to_thread(hook.wnodes_vm_plug, vm=plan.vm(()), nic=nic):
         raise NoProvider(f"network {plan.port.network!r}: this backend plugs no NIC of kind {nic.kind!r}")
-    await _settle(channel, nic, plan.port.network)
+    if nic.mac:  # a device that is no NIC needs no address
+        await _settle(channel, nic, plan.port.network)
 
 
 def _attach(port: Port, hook: Any, journal: Journal) -> Nic:
@@ -52,8 +54,9 @@ async def _settle(channel: GuestChannel, nic: Nic, network: str) -> None:
     """Wait until the guest sees the NIC and has set it up."""
     deadline = time.monotonic() + APPEARS_S
     loaded: set[str] = set()
-    facts = nic.to_dict()
-    while "name" not in (told := await channel.request("network", **facts)):
+    facts, modules = nic.to_dict(), bundle.network_modules()
+    while "name" not in (told := await channel.request("network", modules=modules, **facts)):
+        modules = []
         # The guest's own words: bounded, and only arguments of a program in the guest itself.
         missing = [str(alias)[:200] for alias in told.get("missing", [])[:16] if alias not in loaded]
         if missing:

@@ -23,6 +23,7 @@ BUILTINS = (
     "wnodes_core.images.sources",
     "wnodes_core.network.bridge",
     "wnodes_core.network.ovs",
+    "wnodes_core.network.pci",
 )
 BACKENDS = ("wnodes_core.backends.libvirt.plugin",)  # asked about templates; it loads no libvirt for that
 # Where a batch system's own commands find their site: from wnodesd's own environment, or the

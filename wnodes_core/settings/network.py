@@ -221,6 +221,7 @@ class NetworkSettings:
             uplink=network.uplink,
             bridge=network.bridge,
             datapath=network.datapath,
+            devices=network.devices,
             gateways=network.gateway,
             dns=network.dns,
             closed=network.access == "closed",

@@ -196,9 +196,8 @@ def _open(root: Path, emulator: str, state_dir: str) -> Any:
 
 
 def _short(root: Path) -> str:
-    # libvirt binds ROOT/lib/qemu/domain-1-NAME…/monitor.sock (45 bytes below ROOT), and a Unix socket's
-    # path has 107: a state folder of modest depth would not fit. The kernel's own name for our open
-    # folder is short, and QEMU, same user, can follow it too. The descriptor stays open as we do.
+    # libvirt binds ROOT/lib/qemu/domain-1-NAME…/monitor.sock (45 bytes below ROOT), and a Unix socket's path
+    # has 107. The kernel's own name for our open folder is short, and QEMU, same user, can follow it too.
     return f"/proc/{os.getpid()}/fd/{os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}"
 
 
