@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from wnodes_core import doctor_network
 from wnodes_core import settings as settings_module
 from wnodes_core.doctor_host import Host
 from wnodes_core.errors import SettingsError, WnodesError
@@ -211,6 +212,20 @@ def vsock(host: Host, _: Settings) -> Finding:
     return _ok("vsock", "no /dev/vhost-vsock: guests are reached through virtio-serial")
 
 
+def networks(host: Host, settings: Settings) -> Finding:
+    """Which kinds of networks are possible here, and can those of the settings be made?"""
+    lacks = list(doctor_network.missing(host, settings))
+    if lacks:
+        advice = "; ".join(dict.fromkeys(advice for _, advice in lacks))
+        return _problem("networks", "; ".join(seen for seen, _ in lacks), advice)
+    possible = f"possible here: {doctor_network.possible(host)}"
+    slows = doctor_network.slows(host)
+    if slows and settings.network.networks:
+        return _notice("networks", f"{possible}; {slows}", "sysctl net.bridge.bridge-nf-call-iptables=0")
+    carried = settings.network.here(host.node_name())
+    return _ok("networks", f"{possible}; carried: {', '.join(carried) or 'none'}")
+
+
 def clock(host: Host, _: Settings) -> Finding:
     """Does the guest get a clock that is right and cheap to read?"""
     source = host.text("/sys/devices/system/clocksource/clocksource0/current_clocksource").strip()
@@ -258,7 +273,7 @@ def adapters(host: Host, settings: Settings) -> Finding:
 
 CHECKS: tuple[Check, ...] = (
     *(kvm_device, hypervisor, libvirt_parts, qemu_img, gateway, landlock, state_dir, run_dir, socket_paths),
-    *(cgroups, user_namespaces, vsock, clock, daemon, adapters),
+    *(cgroups, user_namespaces, vsock, networks, clock, daemon, adapters),
 )
 
 

@@ -31,7 +31,7 @@ async def plug(plan: Plan, channel: GuestChannel, hook: Any, journal: Journal) -
     if not await asyncio.to_thread(hook.wnodes_vm_plug, vm=plan.vm(()), nic=nic):
         raise NoProvider(f"network {plan.port.network!r}: this backend plugs no NIC of kind {nic.kind!r}")
     if nic.mac:  # a device that is no NIC needs no address
-        await _settle(channel, nic, plan.port.network)
+        await settle(channel, nic, plan.port.network)
 
 
 def _attach(port: Port, hook: Any, journal: Journal) -> Nic:
@@ -50,8 +50,8 @@ def undo_port(resource: Resource, hook: Any) -> None:
     hook.wnodes_port_detach(port=Port.from_dict(resource.data))
 
 
-async def _settle(channel: GuestChannel, nic: Nic, network: str) -> None:
-    """Wait until the guest sees the NIC and has set it up."""
+async def settle(channel: GuestChannel, nic: Nic, network: str) -> None:
+    """Wait until the guest sees the NIC and has set it up. Raises TransientError, ChannelLost."""
     deadline = time.monotonic() + APPEARS_S
     loaded: set[str] = set()
     facts, modules = nic.to_dict(), bundle.network_modules()

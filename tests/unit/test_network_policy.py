@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,9 @@ def test_networks_are_shown_and_survive_being_written(tmp_path: Path) -> None:
     assert site(again, show.dump(settings)) == settings
     rows = {row.key: row.value for row in show.rows(settings)}
     assert rows["network.networks[1].nodes"] == ["wn2*"]
+
+
+def test_the_sample_of_the_documentation_loads(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/network.md").read_text()
+    (sample,) = re.findall(r"(?ms)^```yaml settings\n(.*?)^```$", text)
+    assert site(tmp_path, sample).network.here("wn17") == ("cms-lan", "alone", "fast")
