@@ -77,5 +77,6 @@ def forbidden(vm: Vm) -> dict[str, bytes]:
         "IPv6 where there is none": ipv6(mac, "33:33:00:00:00:01", "fd00::7", "ff02::1", 128, bytes(4)),
         "an IPv4 packet called IPv6": ether(mac, BROADCAST, 0x86DD, ipv4(ip, other, 17, bytes(16))),
         "an IPv6 packet called IPv4": ether(mac, BROADCAST, 0x800, ipv6(mac, BROADCAST, "fd00::7", "ff02::1", 128, bytes(4))[14:]),
+        "ARP cut short": arp(mac, ip, other)[:26],
         "a header cut short": ether(mac, BROADCAST, 0x800, ipv4(ip, other, 17, b""))[:24],
     }  # fmt: skip

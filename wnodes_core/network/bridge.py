@@ -118,6 +118,12 @@ def _make_bridge(port: Port, bridge: str, found: dict[str, Link]) -> None:
     ip([address, f"link set dev {bridge} {_mtu(port)} up", f"link set dev {bridge} alias wnodes:{port.network}"])
 
 
+def _quieten(device: str) -> None:
+    """No IPv6 of the node's own on it: it would speak up in the tenant's network as soon as it is up."""
+    with suppress(FileNotFoundError):
+        (_SYSCTL / "ipv6/conf" / device / "disable_ipv6").write_text("1")
+
+
 def settle_in(bridge: str) -> None:
     """Let the node be no more on a new bridge than its guests' neighbour."""
     for family, key, value in _SYSCTLS:
@@ -131,6 +137,8 @@ def _join_uplink(port: Port, bridge: str, outer: str, found: dict[str, Link]) ->
         _check_uplink_is_free(port, bridge, found[outer])
     elif outer not in found:
         ip([f"link add link {port.uplink} name {outer} type vlan id {port.vlan}"])
+    if port.vlan:
+        _quieten(outer)
     ip([f"link set dev {outer} addrgenmode none master {bridge} up"])
 
 

@@ -81,7 +81,7 @@ def _chain(name: str, rules: Sequence[str], head: str = "") -> str:
 
 
 def _ingress(port: Port) -> list[str]:
-    rules = [f"ether saddr != {port.mac} drop"]
+    rules = [f"ether saddr != {port.mac} drop"]  # always there: no shorter frame leaves a device
     if port.rate_mbit:
         kbytes = port.rate_mbit * 125
         rules.append(f"limit rate over {kbytes} kbytes/second burst {max(64, kbytes // 50)} kbytes drop")
@@ -89,17 +89,17 @@ def _ingress(port: Port) -> list[str]:
     return rules + [f"ether type {kind} goto {kind}_from_guest" for kind in ("arp", "ip", "ip6")]
 
 
+# Where a frame is too short for what a rule compares, the rule does not hold, whichever way it is put. So what lets
+# pass says what must be there, and never that something must not.
 def _arp(port: Port, four: Sequence[str], bare: bool) -> list[str]:
-    rules = ["arp htype != 1 drop", f"arp saddr ether != {port.mac} drop"]
-    if port.local:
-        rules.append(f"arp saddr ip {port.local} arp daddr ip {port.node} accept")
+    own, mine = f"{{ {', '.join(four)} }}", f"arp htype 1 arp saddr ether {port.mac}"
+    rules = [f"{mine} arp saddr ip {port.local} arp daddr ip {port.node} accept"] if port.local else []
     rules += [f"arp {end} ip {LINK_LOCAL} drop" for end in ("saddr", "daddr")]
     if bare:
-        return [*rules, "accept"]
+        rules.append(f"{mine} arp daddr ip != {LINK_LOCAL} accept")
     if four:
-        own = ", ".join(four)
-        rules.append(f"arp saddr ip {{ {own} }} accept")
-        rules.append(f"arp operation request arp saddr ip 0.0.0.0 arp daddr ip {{ {own} }} accept")
+        rules.append(f"{mine} arp saddr ip {own} arp daddr ip != {LINK_LOCAL} accept")
+        rules.append(f"{mine} arp operation request arp saddr ip 0.0.0.0 arp daddr ip {own} accept")
     return rules
 
 
@@ -107,33 +107,32 @@ def _ip(port: Port, four: Sequence[str], bare: bool) -> list[str]:
     rules = [f"ip saddr {port.local} ip daddr {port.node} accept"] if port.local else []
     rules += [f"ip {end} {LINK_LOCAL} drop" for end in ("saddr", "daddr")]
     rules.append("udp sport 67 drop")  # a guest is nobody's DHCP server
-    if not bare:
-        rules.append(f"ip saddr != {{ {', '.join(four)} }} drop" if four else "drop")
-    return [*rules, *_reach(port, "ip")]
+    own = f"ip saddr {{ {', '.join(four)} }}" if four else "ip protocol 0-255" if bare else ""
+    return [*rules, *(f"{own} {place} accept" for place in _reach(port, "ip") if own)]
 
 
 def _ip6(port: Port, six: Sequence[str]) -> list[str]:
     addresses = [*six, link_local6(port.mac)]
-    own = ", ".join(addresses)
+    own = f"ip6 saddr {{ {', '.join(addresses)} }}"
     targets = [f"{_ND_TARGET} {int(ipaddress.IPv6Address(each)):#x}" for each in addresses]
     # RFC 4861, 4.2 and 4.5: a router's words; RFC 8415, 7.2: a DHCP server's port.
     return [
         "icmpv6 type { nd-router-advert, nd-redirect } drop",
         "udp sport 547 drop",
-        *(f"icmpv6 type nd-neighbor-advert {each} ip6 saddr {{ {own} }} accept" for each in targets),
+        *(f"icmpv6 type nd-neighbor-advert {each} {own} accept" for each in targets),
         "icmpv6 type nd-neighbor-advert drop",
         *(f"icmpv6 type nd-neighbor-solicit ip6 saddr :: {each} accept" for each in targets),
-        f"ip6 saddr != {{ {own} }} drop",
-        *_reach(port, "ip6"),
+        *(f"{own} {place} accept" for place in _reach(port, "ip6")),
     ]
 
 
 def _reach(port: Port, family: str) -> list[str]:
+    """Where to a port's packets may go: everywhere, or to the places of a closed network."""
     if not port.closed:
-        return ["accept"]
+        return [f"ip daddr != {LINK_LOCAL}" if family == "ip" else "ip6 daddr != ::1"]
     places = [each for each in port.allow if (":" in each) == (family == "ip6")]
     places += ["fe80::/10", "ff02::/16"] if family == "ip6" else []  # without these two there are no neighbours
-    return [f"{family} daddr {{ {', '.join(places)} }} accept"] if places else []
+    return [f"{family} daddr {{ {', '.join(places)} }}"] if places else []
 
 
 def _to_node(port: Port) -> list[str]:
