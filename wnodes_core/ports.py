@@ -15,7 +15,8 @@ from typing import Any
 class Port:
     """One lease's place in a network, with all that was decided on it before anything was made.
 
-    ``device`` is the tap's name, or a PCI address that one of ``devices`` (patterns) matches. ``addresses`` carry their prefix lengths, IPv4 first.
+    ``device`` is the tap's name, or a PCI address that one of ``devices`` (patterns) matches. ``addresses``
+    carry their prefix lengths, IPv4 first.
     ``closed``: the VM talks to its own network and ``allow`` only. ``node`` and ``local`` are the two ends
     of the way between the node and the VM that never leaves the machine; ``node_ports`` are the TCP ports of
     the node that the VM may use on it. ``rate_mbit`` 0 = unlimited, ``mtu`` 0 = the network's own.

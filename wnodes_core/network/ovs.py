@@ -38,6 +38,8 @@ def wnodes_port_attach(port: Port) -> Nic | None:
     with bridge.errors_told(port):
         if not _bridge_exists(port):
             _make_bridge(port)
+        elif there and _is_whole(port):
+            return bridge.nic_of(port, links()[port.bridge].mac)
         if not there:
             _make_tap(port)
         told = _vsctl("get", "bridge", port.bridge, "datapath_type", "external_ids").text
@@ -85,6 +87,14 @@ def _bridge_exists(port: Port) -> bool:
         said = done.stderr.decode(errors="replace").strip()[-300:]
         raise errors.TransientError(f"network {port.network!r}: Open vSwitch does not answer: {said}")
     return done.exit_code == 0
+
+
+def _is_whole(port: Port) -> bool:
+    """Whether the port is in its bridge with all of its rules, which is what the sweeper asks again and again."""
+    if _vsctl("port-to-br", port.device, check=False).text.strip() != port.bridge:
+        return False
+    told = _ofctl("dump-flows", port.bridge, f"cookie={flows.cookie(port.lease):#x}/-1").text
+    return told.count("cookie=") == len(flows.of_port(port, 1, "", 0))
 
 
 def _make_bridge(port: Port) -> None:
@@ -195,6 +205,6 @@ def _vsctl(*words: str, check: bool = True) -> Result:
     return run(argv, environ=_environ(), check=check, timeout_s=_TIMEOUT_S + 5)
 
 
-def _ofctl(*words: str, stdin: str = "") -> None:
+def _ofctl(*words: str, stdin: str = "") -> Result:
     argv = ["ovs-ofctl", f"--timeout={_TIMEOUT_S}", "--protocols=OpenFlow14", *words]
-    run(argv, stdin=stdin.encode(), environ=_environ(), timeout_s=_TIMEOUT_S + 5)
+    return run(argv, stdin=stdin.encode(), environ=_environ(), timeout_s=_TIMEOUT_S + 5)
