@@ -22,7 +22,7 @@ def say(**facts):
 
 async def live(lifecycle, trace):
     running = await lifecycle.start()
-    say(up=dict(trace.steps))
+    say(up={step.name: step.seconds for step in trace.steps})
     while line := await asyncio.to_thread(sys.stdin.readline):
         done = await running.channel.run(json.loads(line), timeout_s=30)
         say(code=done.code, out=done.stdout.decode(errors="replace"), err=done.stderr.decode(errors="replace"))

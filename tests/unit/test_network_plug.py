@@ -48,7 +48,7 @@ def test_the_nic_is_plugged_and_the_guest_told_before_its_mounts(stand: Stand) -
     told = json.loads((stand.folder / "guest/network.json").read_text())
     assert told == plugged
     assert Nic.from_dict(told) == user.wnodes_port_attach(PORT)
-    names = [name for name, _ in stand.trace.steps]
+    names = [name for name, *_ in stand.trace.steps]
     assert names[names.index("agent") :] == ["agent", "network", "mount", "teardown"]
 
 
