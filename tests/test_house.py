@@ -27,7 +27,7 @@ TEXTS = [
 # Lower may not import higher. A module not named here stands above them all.
 LAYERS = (
     {"errors", "phases", "markers"},
-    {"request", "trace"},
+    {"request", "ports", "trace"},
     {"model"},
     {"hookspecs"},
     {"command", "files", "processes"},

@@ -22,6 +22,7 @@ from wnodes_core.model import (
     parse_size_mib,
 )
 from wnodes_core.phases import Phase
+from wnodes_core.ports import Nic, Port, Route, mac_of
 from wnodes_core.processes import environ_of, run_by_root
 
 API_LEVEL = 1
@@ -37,9 +38,12 @@ __all__ = [
     "Mount",
     "NativeCall",
     "NativeReply",
+    "Nic",
     "Owner",
     "Phase",
+    "Port",
     "Process",
+    "Route",
     "Shape",
     "Template",
     "Vm",
@@ -47,6 +51,7 @@ __all__ = [
     "environ_of",
     "errors",
     "hookimpl",
+    "mac_of",
     "parse_size_mib",
     "read_beneath",
     "run_by_root",

@@ -8,32 +8,16 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 
+from wnodes_core import doctor_network
 from wnodes_core import settings as settings_module
+from wnodes_core.doctor_finding import Finding
+from wnodes_core.doctor_finding import notice as _notice
+from wnodes_core.doctor_finding import ok as _ok
+from wnodes_core.doctor_finding import problem as _problem
 from wnodes_core.doctor_host import Host
 from wnodes_core.errors import SettingsError, WnodesError
 from wnodes_core.settings import Settings
-
-
-class State(StrEnum):
-    """How a check came out."""
-
-    OK = "ok"
-    NOTICE = "notice"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check's outcome: what was looked at, how it is, what was seen, what to do about it."""
-
-    name: str
-    state: State
-    seen: str
-    advice: str = ""
-
 
 Check = Callable[[Host, Settings], Finding]
 _SUN_PATH = 107  # bytes of a Unix socket's path (unix(7))
@@ -41,18 +25,6 @@ _SUN_PATH = 107  # bytes of a Unix socket's path (unix(7))
 # but the backend binds them by a short name.
 _LEASE_SOCKET = "/leases/" + 32 * "x" + "/mount23.sock"
 _MIN_FREE = 5 << 30
-
-
-def _ok(name: str, seen: str) -> Finding:
-    return Finding(name, State.OK, seen)
-
-
-def _notice(name: str, seen: str, advice: str) -> Finding:
-    return Finding(name, State.NOTICE, seen, advice)
-
-
-def _problem(name: str, seen: str, advice: str) -> Finding:
-    return Finding(name, State.PROBLEM, seen, advice)
 
 
 def kvm_device(host: Host, settings: Settings) -> Finding:
@@ -226,6 +198,20 @@ def vsock(host: Host, _: Settings) -> Finding:
     return _ok("vsock", "no /dev/vhost-vsock: guests are reached through virtio-serial")
 
 
+def networks(host: Host, settings: Settings) -> Finding:
+    """Which kinds of networks are possible here, and can those of the settings be made?"""
+    lacks = list(doctor_network.missing(host, settings))
+    if lacks:
+        advice = "; ".join(dict.fromkeys(advice for _, advice in lacks))
+        return _problem("networks", "; ".join(seen for seen, _ in lacks), advice)
+    possible = f"possible here: {doctor_network.possible(host)}"
+    slows = doctor_network.slows(host)
+    if slows and settings.network.networks:
+        return _notice("networks", f"{possible}; {slows}", "sysctl net.bridge.bridge-nf-call-iptables=0")
+    carried = settings.network.here(host.node_name())
+    return _ok("networks", f"{possible}; carried: {', '.join(carried) or 'none'}")
+
+
 def clock(host: Host, _: Settings) -> Finding:
     """Does the guest get a clock that is right and cheap to read?"""
     source = host.text("/sys/devices/system/clocksource/clocksource0/current_clocksource").strip()
@@ -273,7 +259,7 @@ def adapters(host: Host, settings: Settings) -> Finding:
 
 CHECKS: tuple[Check, ...] = (
     *(kvm_device, hypervisor, libvirt_parts, qemu_img, storage, sshfs, scratch, landlock, state_dir, run_dir),
-    *(socket_paths, cgroups, user_namespaces, vsock, clock, daemon, adapters),
+    *(socket_paths, cgroups, user_namespaces, vsock, networks, clock, daemon, adapters),
 )
 
 

@@ -43,6 +43,10 @@ class Host:
             return os.stat(path)
         return None
 
+    def node_name(self) -> str:
+        """What this node is called, as batch systems mostly do."""
+        return os.uname().nodename.partition(".")[0]
+
     def can_use(self, path: str) -> bool:
         """Whether we may read and write it."""
         return os.access(path, os.R_OK | os.W_OK)

@@ -6,7 +6,8 @@
     ├── RequestError                     HOLD       the user asked for something that cannot be had
     │   ├── BadRequest                              malformed text
     │   ├── UnknownImage  AmbiguousImage            no image, or several, of that name
-    │   ├── ImageDenied  MountDenied                outside the site's policy
+    │   ├── UnknownNetwork                          no network of that name
+    │   ├── ImageDenied  MountDenied  NetworkDenied  outside the site's policy
     │   └── LimitExceeded                           more than the job or the site allows
     ├── ImageError                       HOLD       the image itself is wrong
     │   ├── DigestMismatch  BadFormat
@@ -14,6 +15,7 @@
     ├── TransientError                   REQUEUE    may work elsewhere or later; the second becomes HOLD
     │   ├── FetchError  BootTimeout  GuestPanic  ChannelLost  HostBusy  IdentityError
     ├── FailedAgain                      HOLD       a TransientError for which the job was requeued once already
+    │   ├── NetworkNotHere                          this node may not carry it
     ├── HostError                        DRAIN      only code that has proved the host sick may raise it
     │   ├── NoKvm  StateDirFull  LibvirtDown
     ├── PluginError                      HOLD       BrokenPlugin  NoProvider
@@ -82,6 +84,14 @@ class MountDenied(RequestError):
     """The mount is outside the site's policy, or malformed."""
 
 
+class NetworkDenied(RequestError):
+    """The network exists, but not for this user."""
+
+
+class UnknownNetwork(RequestError):
+    """No network has that name."""
+
+
 class LimitExceeded(RequestError):
     """More cpus, memory or disk than the job has or the site allows."""
 
@@ -126,6 +136,10 @@ class ChannelLost(TransientError):
 
 class HostBusy(TransientError):
     """The node has no room for the VM right now."""
+
+
+class NetworkNotHere(TransientError):
+    """The site confines the network to other nodes than this one."""
 
 
 class IdentityError(TransientError):

@@ -25,6 +25,7 @@ from wnodes_core.journal import Journal, Resource
 from wnodes_core.model import Disk, Process, Start, Template, Trace, Vm
 from wnodes_core.mounting import Mounts
 from wnodes_core.plan import Plan, vm_from_dict
+from wnodes_core.plugging import plug, undo_port
 from wnodes_core.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -139,11 +140,14 @@ class Lifecycle:
         self.plan = self.plan.booted
 
     async def _furnished(self, raising: Any) -> Running:
-        """The VM with the job's user and mounts."""
+        """The VM with the job's user, network and mounts."""
         running: Running = await raising
         try:
             with self._timed("agent"):
                 await self._while_alive(self._set_up(running.channel))
+            if self.plan.port:
+                with self._timed("network"):
+                    await self._while_alive(plug(self.plan, running.channel, self.hook, self.journal))
             with self._timed("mount"):
                 await self._while_alive(self._mounts.attach(running.channel))
             if self.plan.template:
@@ -264,4 +268,5 @@ _UNDO: dict[str, Callable[[Resource, Any], None]] = {
     "vm": _undo_vm,
     "disk": _undo_disk,
     "attachment": mounting.undo,
+    "port": undo_port,
 }

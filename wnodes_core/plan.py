@@ -16,6 +16,7 @@ from typing import Any
 
 from wnodes_core.errors import LimitExceeded, RequestError
 from wnodes_core.model import Boot, Channel, Disk, Image, Job, Mount, Template, Vm, VmRequest
+from wnodes_core.ports import Nic, Port
 
 AGENT_PORT = "org.wnodes.agent.0"
 QGA_PORT = "org.qemu.guest_agent.0"
@@ -67,6 +68,7 @@ class Plan:
     """One lease's VM, in full. Sizes are the guest's own.
 
     ``template`` is what the VM is cloned from if that can be done; else it is booted.
+    ``port`` is its place in a network; its keeper makes it, unless wnodesd has and ``nic`` says what came of it.
     ``mount_ports`` and ``most_mib`` are given by a template's builder, whose guest has no mounts yet.
     ``storage`` names the providers that may serve mounts, best first. ``scratch_at`` are the guest's
     folders that lie on the scratch disk, whose file is in ``scratch_folder`` ('': with the lease).
@@ -92,6 +94,8 @@ class Plan:
     scratch_mib: int = 0
     scratch_folder: str = ""
     scratch_at: tuple[str, ...] = ()
+    port: Port | None = None
+    nic: Nic | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -111,6 +115,8 @@ class Plan:
                 "storage": tuple(data["storage"]),
                 "scratch_at": tuple(data["scratch_at"]),
                 "template": Template.from_dict(data["template"]) if data.get("template") else None,
+                "port": Port.from_dict(data["port"]) if data.get("port") else None,
+                "nic": Nic.from_dict(data["nic"]) if data.get("nic") else None,
             }
         )
 
@@ -282,4 +288,5 @@ def make(
         scratch_mib=request.scratch_mib or 0,
         scratch_folder="" if settings.scratch.folder == "lease" else settings.scratch.folder,
         scratch_at=settings.scratch.shown_at,
+        port=settings.network.port_for(request.network, request.rate_mbit, lease, job.uid),
     ).to_dict()

@@ -29,6 +29,7 @@ BUILTINS = (
     "wnodes_core.images.disks",
     "wnodes_core.storage.scratch",
     "wnodes_core.storage.sshfs",
+    "wnodes_core.network.user",
 )
 LRMS_GROUP = "wnodes.lrms"
 PLUGIN_GROUP = "wnodes.plugins"

@@ -1,7 +1,7 @@
 """What a job may have: the site's rules applied to one request, then the site's own plug-ins.
 
-Rules that match are put together in order: of ``default_image``, ``max_cpus`` and
-``max_memory_mib`` the last one given wins; ``mounts``, ``images`` and ``allow_mounts`` add up. Where
+Rules that match are put together in order: of ``default_image``, ``default_network``, ``max_cpus`` and
+``max_memory_mib`` the last one given wins; ``mounts``, ``images``, ``networks`` and ``allow_mounts`` add up. Where
 no matching rule gives ``images`` or ``allow_mounts`` nothing is denied: mounts are served with the
 user's own rights anyway. A plug-in of ``wnodes_request_admit`` is the site's word too, so what it
 changes is checked for sense (targets, the job's own limits) but not against the rules again.
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from wnodes_core import policy_network
 from wnodes_core.errors import BadRequest, BrokenPlugin, ImageDenied, LimitExceeded, MountDenied, RequestError
 from wnodes_core.model import ImageRef, Job, Mount, VmRequest
 from wnodes_core.settings.schema import Rule, Settings
@@ -86,6 +87,7 @@ def admit(
     request = replace(request, mounts=arranged(request.mounts + site))
     if work_dir := work_dir_mount(job, request.mounts):
         request = replace(request, mounts=arranged((*request.mounts, work_dir)))
+    request = policy_network.admitted(request, job, rule, settings.network)
     if hook is not None:
         request = _asked_plugins(request, job, hook)
     _check_job_limits(request, job)
@@ -102,6 +104,8 @@ def rule_for(job: Job, rules: Iterable[Rule], person: Callable[[], Person]) -> R
             merged,
             images=_added(merged.images, rule.images),
             allow_mounts=_added(merged.allow_mounts, rule.allow_mounts),
+            networks=_added(merged.networks, rule.networks),
+            default_network=rule.default_network or merged.default_network,
             mounts=merged.mounts + tuple(m for m in rule.mounts if m not in merged.mounts),
             default_image=rule.default_image or merged.default_image,
             max_cpus=rule.max_cpus or merged.max_cpus,

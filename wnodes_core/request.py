@@ -15,6 +15,7 @@ from wnodes_core.errors import BadRequest
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _SIZE = re.compile(r"(\d{1,12})\s*([kmgt]?)(i?b)?\Z", re.IGNORECASE)
+_RATE = re.compile(r"(\d{1,6})\s*([mg]?)\Z", re.IGNORECASE)
 _SIZE_BYTES = {"": 1 << 20, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -132,6 +133,7 @@ class VmRequest:
     memory_mib: int | None = None
     scratch_mib: int | None = None
     network: str = ""
+    rate_mbit: int | None = None  # of its network, each way
     mounts: tuple[Mount, ...] = ()
     start: str = ""  # cold, warm or auto; '' = auto
     trace: str = ""  # yes: one line on stderr says where the start's time went
@@ -213,6 +215,13 @@ def _network(text: str) -> str:
     return text
 
 
+def _rate(text: str) -> int:
+    match = _RATE.match(text.strip())
+    if not match or int(match[1]) == 0:
+        raise BadRequest(f"rate {text!r}: want Mbit a second, as in 100M or 1G")
+    return int(match[1]) * (1000 if match[2].lower() == "g" else 1)
+
+
 def _one_of(key: str, *words: str) -> Any:
     def convert(text: str) -> str:
         if text.strip() not in words:
@@ -228,6 +237,7 @@ _GRAMMAR: dict[str, tuple[str, Any]] = {
     "memory": ("memory_mib", lambda text: parse_size_mib(text, "memory")),
     "scratch": ("scratch_mib", lambda text: parse_size_mib(text, "scratch")),
     "network": ("network", _network),
+    "rate": ("rate_mbit", _rate),
     "mount": ("mounts", Mount.parse),
     "start": ("start", _one_of("start", "auto", "warm", "cold")),
     "trace": ("trace", _one_of("trace", "yes", "no")),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,11 @@ import pytest
 from lxml import etree
 
 from wnodes_core.api import Boot, Channel, Disk, Vm
-from wnodes_core.backends.libvirt import domain, objects
+from wnodes_core.backends.libvirt import devices, domain, objects
 from wnodes_core.backends.libvirt.xml import Node
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_device_golden import CASES as PLUGGED  # noqa: E402
 
 FOLDER = Path(__file__).with_name("domain")
 SCHEMA = "/usr/share/libvirt/schemas/domain.rng"
@@ -106,9 +110,10 @@ def _nodes(node: Node) -> Iterator[Node]:
 def test_every_declared_value_is_in_some_golden_file() -> None:
     kinds = [k for k in vars(objects).values() if isinstance(k, type) and issubclass(k, Node) and k is not Node]
     declared = {(kind.__name__, each.name) for kind in kinds for each in dataclasses.fields(kind)}
+    plugged = [node for nic, _ in PLUGGED.values() if (node := devices.of_nic(nic))]
     used = {
         (type(node).__name__, each.name)
-        for case in CASES.values()
+        for case in (*CASES.values(), *plugged)
         for node in _nodes(case)
         for each in dataclasses.fields(node)
         if getattr(node, each.name) not in (None, ())

@@ -19,13 +19,14 @@ from typing import Any
 
 import pytest
 
-from wnodes_core.api import Boot, Disk, Process, Template, Vm
+from wnodes_core import plugging
+from wnodes_core.api import Boot, Disk, Nic, Process, Route, Template, Vm
 from wnodes_core.backends.libvirt import clone, plugin
 from wnodes_core.guest import identity
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.images import disks
 from wnodes_core.testing.template import TemplateContract
-from wnodes_core.testing.template_stage import digests
+from wnodes_core.testing.template_stage import digests, tell
 from wnodes_core.tools import open_pidfd
 
 IMAGE = Path(os.environ.get("WNODES_WORK", "/var/lib/wnodes-work"), "images/minimal")
@@ -89,6 +90,19 @@ class RealGuest(TemplateContract):
                 await channel.request("ping", timeout_s=self.answer_s)
 
         asyncio.run(wake())
+
+    def test_a_nic_is_plugged_with_a_mac_of_the_clone_s_own(self, vm: Vm, template: Template) -> None:
+        """And the guest set up, with no help of the image's; the machine has a slot for it."""
+        nic = Nic("user", "02:00:00:00:00:07", addresses=("10.0.2.15/24",), routes=(Route("0.0.0.0/0", "10.0.2.2"),))
+
+        async def join() -> None:
+            async with self.woken(vm, template) as (starter, _, channel):
+                assert await asyncio.to_thread(tell, starter, f"plug {json.dumps(nic.to_dict())}")
+                await plugging.settle(channel, nic, "user")
+                told = (await channel.run(["sh", "-c", "ip addr; ip route"])).stdout.decode()
+                assert nic.mac in told and "10.0.2.15/24" in told and "default via 10.0.2.2" in told
+
+        asyncio.run(join())
 
     def test_more_memory_is_plugged(self, vm: Vm, template: Template) -> None:
         assert template.shape.most_mib == MOST_MIB, "the image's guest cannot grow: build it anew"

@@ -102,9 +102,10 @@ class Node:
     def call(self, **request):
         return client.call(request, path=self.socket, timeout_s=PATIENCE_S)
 
-    def prepare(self, job_id: str = "7", image: str = "known", **more):
+    def prepare(self, job_id: str = "7", image: str = "known", network: str = "", **more):
         job = {"lrms": "fake", "job_id": job_id, "node": "n0", "uid": UID, "gid": UID, "user": "u", **more}
-        return self.call(op="prepare", lrms="fake", request={"image": image}, job=job)["lease"]
+        request = {"image": image, "network": network}
+        return self.call(op="prepare", lrms="fake", request=request, job=job)["lease"]
 
     def finish(self, job_id: str = "7"):
         return self.call(op="finish", lrms="fake", job_id=job_id, node="n0")

@@ -19,6 +19,8 @@ from wnodes_core.agent.daemon import Parts
 from wnodes_core.errors import TransientError, UnknownImage
 from wnodes_core.journal import Journal
 from wnodes_core.model import Image, Job, Owner
+from wnodes_core.network import bridge
+from wnodes_core.settings.network import NetworkRule, NetworkSettings
 from wnodes_core.settings.schema import VmSettings, WarmSettings
 
 
@@ -63,6 +65,11 @@ class Hook:
         words = [node, capacity["published"].strip(), capacity["accel"], *capacity["images"]]
         words += [f"warm_{name}" for name in capacity["templates"]]
         return [["touch", self.config["live"] + "." + ",".join(words)]]
+
+    # Ports are real, where the test has given the daemon a network namespace to make them in.
+    wnodes_port_allot = staticmethod(bridge.wnodes_port_allot)
+    wnodes_port_attach = staticmethod(bridge.wnodes_port_attach)
+    wnodes_port_detach = staticmethod(bridge.wnodes_port_detach)
 
     def wnodes_lease_changed(self, lease, event):
         if event == "held":
@@ -129,6 +136,11 @@ def make_plan(request, job, image, settings, accel, *, lease, folder, template):
     return {"lease": lease, "image": image.name, "accel": accel, "job": job.to_dict()}
 
 
+def networks(rules):
+    lists = [{key: tuple(each) if isinstance(each, list) else each for key, each in rule.items()} for rule in rules]
+    return NetworkSettings(networks=tuple(NetworkRule(**rule) for rule in lists))
+
+
 def main():
     config = json.loads(Path(sys.argv[1]).read_text())
     crash.at = config.get("crash_at", 0)
@@ -140,6 +152,7 @@ def main():
         plugins=SimpleNamespace(disabled=()),
         warm=WarmSettings(folder=config["state_dir"] + "/templates"),
         vm=VmSettings(),
+        network=networks(config.get("networks", [])),
         lrms={"fake": {"advertise": True, "node": "n0"}},
         daemon=SimpleNamespace(
             socket=config["run_dir"] + "/wnodesd.sock",

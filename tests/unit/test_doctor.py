@@ -14,6 +14,7 @@ from wnodes_core.doctor import CHECKS, Finding, State
 from wnodes_core.doctor_host import Host, Space, existing, mount_of
 from wnodes_core.errors import NoKvm, SettingsError, TransientError
 from wnodes_core.settings import Settings
+from wnodes_core.settings.network import NetworkRule, NetworkSettings
 
 GIB = 1 << 30
 
@@ -62,6 +63,9 @@ class FakeHost(Host):
 
     def stat(self, path: str) -> os.stat_result | None:
         return self.facts["stats"].get(path)
+
+    def node_name(self) -> str:
+        return "wn17"
 
     def program(self, *names: str) -> str:
         return next((f"/usr/bin/{name}" for name in names if name in self.facts["programs"]), "")
@@ -175,6 +179,43 @@ SICK: list[tuple[dict[str, Any], str, State, str, str]] = [
 ]
 
 
+NETS = {
+    "programs": ["qemu-img", "sshfs", "ip", "nft", "ovs-vsctl"],
+    "stats": {"/dev/net/tun": device(0o666), "/sys/class/net/eth1": device(0o755), "/proc/net/vlan": device(0o755)},
+}
+
+
+def carrying(*rules: NetworkRule) -> Callable[[], Settings]:
+    return lambda: replace(Settings(), network=NetworkSettings(networks=rules))
+
+
+LAN = NetworkRule(name="lan", uplink="eth1", vlan="42")
+LACKS: list[tuple[dict[str, Any], NetworkRule, str, str]] = [
+    ({"programs": ["qemu-img", "sshfs", "ip"]}, LAN, "lan: no nft", "install nftables"),
+    ({"programs": ["qemu-img", "sshfs", "ip", "nft"]}, NetworkRule(name="sw", kind="ovs", bridge="b"), "sw: no ovs-vsctl", "install"),
+    ({"stats": {**NETS["stats"], "/proc/net/vlan": None}, "globs": []}, LAN, "lan: this kernel has no 8021q", "kind: ovs"),
+    ({"stats": {**NETS["stats"], "/sys/class/net/eth1": None}}, LAN, "lan: no device eth1", "uplink"),
+    ({"stats": {**NETS["stats"], "/dev/net/tun": None}}, LAN, "no /dev/net/tun", "modprobe tun"),
+    ({"stats": {**NETS["stats"], "/dev/net/tun": device(0o600)}}, LAN, "QEMU runs as the job's user", "chmod 666 /dev/net/tun"),
+    ({}, NetworkRule(name="vf", kind="pci", uplink="eth1"), "vf: no IOMMU", "iommu=on"),
+]
+
+
+@pytest.mark.parametrize(("changes", "rule", "seen", "advice"), LACKS, ids=[each[2] for each in LACKS])
+def test_a_network_that_cannot_be_made_is_a_problem(changes: dict[str, Any], rule: NetworkRule, seen: str, advice: str) -> None:
+    found = examine(FakeHost(**{**NETS, **changes}), carrying(rule))["networks"]
+    assert (found.state, seen in found.seen, advice in found.advice) == (State.PROBLEM, True, True), found
+
+
+def test_networks_that_can_be_made_are_named_with_what_is_possible() -> None:
+    found = examine(FakeHost(**NETS), carrying(LAN, NetworkRule(name="far", nodes=("wn2*",), uplink="eth9")))["networks"]
+    assert found == Finding("networks", State.OK, "possible here: user, bridge with VLANs, ovs; carried: lan")
+    poor = examine(FakeHost(globs=["/usr/lib/x/libvirt_driver_qemu.so"]))["networks"]
+    assert poor.seen == "possible here: user; carried: none"
+    filtered = examine(FakeHost(**NETS, **texts(**{"/proc/sys/net/bridge/bridge-nf-call-iptables": "1\n"})), carrying(LAN))
+    assert (filtered["networks"].state, "iptables" in filtered["networks"].seen) == (State.NOTICE, True)
+
+
 @pytest.mark.parametrize("changes, name, state, seen, advice", SICK)
 def test_what_is_wrong_is_named_with_a_way_out(
     changes: dict[str, Any], name: str, state: State, seen: str, advice: str
@@ -187,7 +228,7 @@ def test_what_is_wrong_is_named_with_a_way_out(
 
 
 def test_every_check_can_find_something() -> None:
-    able = {name for _, name, *_ in SICK} | {"socket paths"}
+    able = {name for _, name, *_ in SICK} | {"socket paths", "networks"}
     assert able | {"vsock", "settings"} == set(examine(FakeHost()))
 
 

@@ -13,47 +13,23 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from wnodes_core import processes
 from wnodes_core.agent import leases, requeueing
+from wnodes_core.agent.collaborators import Parts as Parts
 from wnodes_core.agent.ending import Undoer
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.metrics import Metrics
+from wnodes_core.agent.ports import Ports
 from wnodes_core.agent.verdicts import Verdicts
-from wnodes_core.command import PATH
 from wnodes_core.errors import WnodesError, from_dict
 from wnodes_core.history import History
-from wnodes_core.journal import Journal
 from wnodes_core.model import Job, Process, VmRequest
-from wnodes_core.plugins import Plugins
 
 log = logging.getLogger("wnodesd")
-
-
-@dataclass
-class Parts:
-    """The daemon's collaborators, given to it; ``server.default_parts`` makes the real ones."""
-
-    settings: Any
-    hook_for: Callable[[str], Any]
-    admit: Callable[..., VmRequest]
-    store: Any
-    make_plan: Callable[..., dict[str, Any]]
-    probe: Callable[[], dict[str, Any]]
-    person: Callable[[int], Any]  # the image store's view of a uid
-    # Raises LimitExceeded for a job too small for its VM: (request, job, settings, accel).
-    check_size: Callable[..., object] = field(default=lambda *facts: None)
-    reload: Callable[[], Any] | None = None
-    backend: Callable[[], Any] = field(default=lambda: Plugins(builtins=()).hook)  # asked about templates only
-    journal: type[Journal] = Journal
-    environ: Callable[[str], dict[str, str]] = field(default=lambda lrms: {"PATH": PATH})
-    end_grace_s: float = 15.0  # for the keeper to stop its VM before we do
-    hold_timeout_s: float = 60.0  # from election to the keeper's claim
-    retry_s: float = 5.0  # first pause before an undo is tried again; doubles, up to ten minutes
 
 
 class Daemon:
@@ -68,7 +44,8 @@ class Daemon:
         self.warm_gauges: Callable[[], Mapping[str, float]] = dict  # ``templates``, ``pool_idle``
         self.metrics = Metrics(self.leases.values, lambda: self.warm_gauges())
         self.verdicts = Verdicts(f"{self.settings.state_dir}/requeues.json")
-        self.undoer = Undoer(parts.store)
+        self.ports = Ports(lambda: self.settings.network, lambda: self.parts.hook_for(""))
+        self.undoer = Undoer(parts.store, ports=self.ports)
         self.accel: asyncio.Future[str] | None = None
         self.stopping = False
         self.started = time.time()
@@ -274,6 +251,7 @@ class Daemon:
                 continue
             if lease:
                 self.leases[lease.id] = lease
+                self.ports.adopt(lease)
 
     def readopt(self, lease: Lease, resume: Callable[[Lease], None]) -> None:
         """Go on with a lease of an earlier wnodesd: wait for its keeper, its launcher, or undo it."""

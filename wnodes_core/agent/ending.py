@@ -17,12 +17,13 @@ from typing import Any
 from wnodes_core import command, processes
 from wnodes_core.agent import homes, leases
 from wnodes_core.agent.leases import Lease
+from wnodes_core.agent.ports import Ports
 from wnodes_core.errors import CommandError, WnodesError
 from wnodes_core.files import remove_tree
 from wnodes_core.journal import Resource
 from wnodes_core.model import Process
 
-ORDER = ("keeper", "cgroup", "template", "use", "folder", "marker", "lease")
+ORDER = ("keeper", "port", "cgroup", "template", "use", "folder", "marker", "lease")
 USER_UNDO_S = 60.0
 # A user can make the replay of their own journal fail for ever (it is their file). After so many
 # tries, with every process of the lease ended, the folder goes all the same.
@@ -30,10 +31,13 @@ PATIENCE = 5
 
 
 class Undoer:
-    """Undoes leases; ``store`` is the image store. All of it blocks: run it in a thread."""
+    """Undoes leases; ``store`` is the image store, ``ports`` the node's. All of it blocks: run it in a thread."""
 
-    def __init__(self, store: Any, user_undo: Callable[[Lease], None] | None = None) -> None:
+    def __init__(
+        self, store: Any, user_undo: Callable[[Lease], None] | None = None, *, ports: Ports | None = None
+    ) -> None:
         self._store = store
+        self._ports = ports
         self._user_undo = user_undo or replay_as_user
         self.let_out: Callable[[Lease, Resource], object] = lambda lease, resource: None
 
@@ -60,6 +64,8 @@ class Undoer:
         match resource.kind:
             case "keeper":
                 self._end_processes(lease)
+            case "port" if self._ports:
+                self._ports.detach(resource)
             case "cgroup":
                 homes.remove(resource.name)
             case "template":

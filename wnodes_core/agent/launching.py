@@ -91,7 +91,7 @@ class Launching:
         lease.root = owner.root if owner.job_long else None
         token = lease.new_token()
         try:
-            plan = await self._plan(lease)
+            plan = {**await self._plan(lease), **await self._port(lease)}
             await self._elected(lease)
         except asyncio.CancelledError:
             self._give_up(lease, lease.token_hash, "starter went away")
@@ -112,6 +112,15 @@ class Launching:
             self._daemon.parts.make_plan, *arguments, lease=lease.id, folder=lease.folder, template=template
         )
         return plan
+
+    async def _port(self, lease: Lease) -> dict[str, Any]:
+        """What root makes of the lease's network; its lock keeps an end from overtaking that."""
+        if not lease.request.network:
+            return {}
+        async with lease.lock:
+            self._daemon.refuse_if_over(lease)
+            made: dict[str, Any] = await self._daemon.slow(self._daemon.ports.attach, lease)
+        return made
 
     async def _elected(self, lease: Lease) -> None:
         async with lease.lock:

@@ -22,7 +22,7 @@ from wnodes_core.trace import FIRST, Start, Step
 # Phases come from keepers, which are users' processes: a fixed set bounds the labels.
 PHASES = (
     *("queue", "admit", "image", "template", "launcher", "lease", "keeper", "overlay", "define", "boot"),
-    *("clone", "wake", "grow", "claim", "agent", "mount", FIRST, "run", "teardown"),
+    *("clone", "wake", "grow", "claim", "agent", "network", "mount", FIRST, "run", "teardown"),
 )
 BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300, 1800)
 # How a start came to be no clone: kinds of ours and no words of a user's.

@@ -19,7 +19,12 @@ from wnodes_core.images.layers import node_store
 from wnodes_core.plugins import Plugins
 
 # The daemon brings images and asks batch systems; VMs, disks and gateways are the keepers'.
-BUILTINS = ("wnodes_core.images.sources",)
+BUILTINS = (
+    "wnodes_core.images.sources",
+    "wnodes_core.network.bridge",
+    "wnodes_core.network.ovs",
+    "wnodes_core.network.pci",
+)
 BACKENDS = ("wnodes_core.backends.libvirt.plugin",)  # asked about templates; it loads no libvirt for that
 # Where a batch system's own commands find their site: from wnodesd's own environment, or the
 # adapter's section of the settings (``environment: {SLURM_CONF: …}``).

@@ -51,6 +51,7 @@ class Sweeper:
                 self._compare(known, live, began)
                 await self._daemon.slow(self._stray_markers, lrms, node, live)
         await self._daemon.slow(self._stray_folders)
+        await self._daemon.slow(self._daemon.ports.mend)
         await self._daemon.slow(self._purge)
         await self._warm.tend()
 
@@ -150,8 +151,9 @@ class Advertiser:
     async def _tell(self, lrms: str, section: Mapping[str, Any]) -> None:
         try:
             accel = await asyncio.shield(self._daemon.accel) if self._daemon.accel else ""
-            capacity = {"accel": accel, "leases": len(self._daemon.leases)}
+            capacity: dict[str, Any] = {"accel": accel, "leases": len(self._daemon.leases)}
             node = str(section.get("node") or os.uname().nodename.split(".")[0])
+            capacity["networks"] = self._daemon.settings.network.here(node)
             await self._daemon.slow(self._publish, lrms, node, capacity)
         except WnodesError as error:
             log.warning("advertise %s: %s", lrms, error, extra={"event": "advertise"})

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from wnodes_core.api import Process, Template, Vm, errors, hookimpl
+from wnodes_core.api import Nic, Process, Template, Vm, errors, hookimpl
 from wnodes_core.tools import alive, kill, read, spawn, table, write_atomic
 
 wnodes_api = 1
@@ -124,6 +124,13 @@ def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGSTOP if paused else signal.SIGCONT)
     return bool(tree)
+
+
+@hookimpl
+def wnodes_vm_plug(vm: Vm, nic: Nic) -> bool:
+    """Note in ``nic.json`` beside the VM what it is plugged into."""
+    Path(vm.folder, "nic.json").write_text(json.dumps(nic.to_dict()))
+    return True
 
 
 @hookimpl

@@ -8,8 +8,9 @@ from typing import Any
 
 from wnodes_core import doctor
 from wnodes_core.cli import output, parsers
+from wnodes_core.doctor_finding import State
 
-_COLOURS = {doctor.State.OK: "green", doctor.State.NOTICE: "yellow", doctor.State.PROBLEM: "red"}
+_COLOURS = {State.OK: "green", State.NOTICE: "yellow", State.PROBLEM: "red"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _doctor(args: argparse.Namespace) -> int:
     findings = doctor.examine()
-    shown = [one for one in findings if not args.problems or one.state is not doctor.State.OK]
+    shown = [one for one in findings if not args.problems or one.state is not State.OK]
     if args.json:
         output.print_json([asdict(one) for one in shown])
     else:
@@ -43,4 +44,4 @@ def _doctor(args: argparse.Namespace) -> int:
             print(f"{word}  {one.name:<{wide}}  {output.clean(one.seen)}")
             if one.advice:
                 print(f"{'':<{wide + 11}}-> {output.clean(one.advice)}")
-    return int(any(one.state is doctor.State.PROBLEM for one in findings))
+    return int(any(one.state is State.PROBLEM for one in findings))

@@ -50,6 +50,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--cpus", type=int, metavar="N", help="virtual cpus (default 1)")
     parser.add_argument("--memory", metavar="SIZE", help="guest memory, as in 2G (default 1G)")
     parser.add_argument("--scratch", metavar="SIZE", help="an empty disk for /tmp, /var/tmp and /scratch, as in 20G")
+    parser.add_argument("--network", metavar="NAME", help="user: the network as this host sees it (default none)")
     parser.add_argument(
         "--mount", action="append", default=[], metavar="SRC[:DST][:ro]", help="host folder to mount; repeatable"
     )
@@ -74,7 +75,7 @@ def request_of(args: argparse.Namespace) -> VmRequest:
     """The request that the options spell. Raises BadRequest."""
     request = VmRequest.parse(args.vm) if args.vm else VmRequest()
     words = [("image", args.image), ("cpus", args.cpus), ("memory", args.memory), ("scratch", args.scratch)]
-    words.append(("start", args.start))
+    words += [("start", args.start), ("network", args.network)]
     given = [f"{key}={value}" for key, value in words if value is not None]
     if given:
         request = request.merged(VmRequest.parse(",".join(given)))

@@ -26,6 +26,7 @@ MODULES = (
     "guest_agent",
 )
 RESTING = ("guest_identity", "guest_rest")  # sent with the request for rest: no other guest pays for them
+NETWORK = ("guest_network",)  # sent with the request for a network
 _PACKAGE = "wnodes_core.guest"
 _LEFT_OUT = ("__future__", "typing")
 
@@ -75,6 +76,12 @@ def rest_modules() -> list[tuple[str, str]]:
     return _modules(RESTING)
 
 
+@lru_cache(maxsize=1)
+def network_modules() -> list[tuple[str, str]]:
+    """Name and text of what an agent needs to set up a NIC."""
+    return _modules(NETWORK)
+
+
 def _modules(names: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(f"{_PACKAGE}.{name}", plain(read(name + ".py"))) for name in names]
 
@@ -85,7 +92,7 @@ def agent_digest() -> str:
 
     Over the files as they are: to make the source of them takes 40 ms, this one.
     """
-    names = [*(f"{name}.py" for name in (*MODULES, *RESTING)), "bundle.py", "start.py", "guest_bootstrap"]
+    names = [*(f"{name}.py" for name in (*MODULES, *RESTING, *NETWORK)), "bundle.py", "start.py", "guest_bootstrap"]
     return hashlib.sha256("\0".join(f"{name}\0{read(name)}" for name in names).encode()).hexdigest()
 
 

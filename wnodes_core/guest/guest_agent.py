@@ -233,10 +233,7 @@ class Agent:
         """Come to rest, to be saved and cloned: who the template is. From here on only ``wake`` is served."""
         if self.commands or self.endings or self.door is not None:
             raise ValueError("rest: commands still run here")
-        for name, text in modules:
-            module = sys.modules[name] = type(sys)(name)
-            setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], module)
-            exec(compile(text, name, "exec"), module.__dict__)
+        _learn(modules)
         self._rest = sys.modules["wnodes_core.guest.guest_rest"].Rest(self.root)
         answer: dict[str, Any] = self._rest.begin()
         return answer
@@ -248,6 +245,12 @@ class Agent:
         told: dict[str, Any] = self._rest.end(asked)
         self._rest = None
         return told
+
+    def verb_network(self, stream: int, modules: list[list[str]], **nic: Any) -> dict[str, Any]:
+        """Set up the NIC with that MAC; names drivers to load while it is not to be seen."""
+        _learn(modules)
+        answer: dict[str, Any] = sys.modules["wnodes_core.guest.guest_network"].set_up(nic, self.root)
+        return answer
 
     def verb_write_file(self, stream: int, **file: Any) -> dict[str, Any]:
         """Write one file (``path``, ``content`` in base64, ``mode``, ``uid``, ``gid``)."""
@@ -262,6 +265,14 @@ class Agent:
             with open("/proc/sysrq-trigger", "w") as file:
                 file.write("o")
         return None  # type: ignore[return-value]
+
+
+def _learn(modules: list[list[str]]) -> None:
+    """Load what not every guest needs, as it comes with the request that does."""
+    for name, text in modules:
+        module = sys.modules[name] = type(sys)(name)
+        setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], module)
+        exec(compile(text, name, "exec"), module.__dict__)
 
 
 def _yield_to_jobs() -> None:

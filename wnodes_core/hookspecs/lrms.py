@@ -114,7 +114,9 @@ def wnodes_lrms_advertise(node: str, capacity: dict[str, Any]) -> Sequence[Seque
 
     :param node: the LRMS's name of this worker node.
     :param capacity: ``images`` (names in the cache), ``templates`` (names of images that start warm here),
-        ``accel`` (kvm or tcg), ``leases`` (number), ``published`` (what ``wnodes_lrms_advertise_query`` printed).
+        ``accel`` (kvm or tcg), ``leases`` (number),
+        ``networks`` (names of those that the site confines to this node or to nobody),
+        ``published`` (what ``wnodes_lrms_advertise_query`` printed).
     """
 
 

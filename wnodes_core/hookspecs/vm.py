@@ -8,6 +8,7 @@ from wnodes_core.markers import hookspec
 
 if TYPE_CHECKING:
     from wnodes_core.model import Process, Vm
+    from wnodes_core.ports import Nic
 
 
 @hookspec(firstresult=True)
@@ -37,6 +38,17 @@ def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
 
     :param vm: as given to ``wnodes_vm_start``, in the same process.
     :param paused: True to pause, False to resume.
+    """
+
+
+@hookspec(firstresult=True)
+def wnodes_vm_plug(vm: Vm, nic: Nic) -> bool | None:
+    """Called once the guest answers, to give the running VM a NIC; a clone's template has none.
+
+    :param vm: as given to ``wnodes_vm_start``, in the same process.
+    :param nic: what it is connected to on the host. It goes with the VM.
+    :returns: True when the guest has it on its bus, None if this backend has no such NIC.
+    :raises TransientError: it could not be plugged.
     """
 
 

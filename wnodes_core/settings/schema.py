@@ -12,28 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wnodes_core.settings import values
+from wnodes_core.settings.fields import section, setting
+from wnodes_core.settings.network import NetworkSettings
 
 SITE_FOLDER = "/etc/wnodes"
 _LEVELS = ("debug", "info", "warning", "error")
-
-
-def setting(
-    default: Any, doc: str, convert: values.Convert | None = None, *, node_only: bool = False, example: Any = None
-) -> Any:
-    """A field with its help text and the converter of its word (or of each word of its list).
-
-    ``node_only``: it describes the node's own wnodesd, so a user's embedded run does not take it
-    from the site's file. ``example``: for the sample file, where the default would show nothing.
-    """
-    metadata = {"doc": doc, "convert": convert, "node_only": node_only, "example": example}
-    if default in ({}, []):
-        return field(default_factory=type(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def section(cls: type, doc: str) -> Any:
-    """A field that is a section of its own."""
-    return field(default_factory=cls, metadata={"doc": doc})
 
 
 @dataclass(frozen=True)
@@ -96,6 +79,10 @@ class Rule:
         values.place,
         example=["~", "/data/{user}"],
     )
+    networks: tuple[str, ...] | None = setting(
+        None, "Networks allowed, or patterns. Not given: none and user only.", example=["user", "cms-*"]
+    )
+    default_network: str = setting("", "The network for a request that names none.", example="cms-lan")
     max_cpus: int = setting(0, "The most cpus a VM may have; 0 = as many as the job.", values.whole, example=16)
     default_scratch_mib: int = setting(
         0, "Scratch disk of a VM whose request names none; 0 = none.", values.size("m"), example="10G"
@@ -243,6 +230,7 @@ class Settings:
     warm: WarmSettings = section(WarmSettings, "Templates, clones of them, and the pool of idle clones.")
     storage: StorageSettings = section(StorageSettings, "How mounts reach the guest.")
     scratch: ScratchSettings = section(ScratchSettings, "Scratch disks.")
+    network: NetworkSettings = section(NetworkSettings, "Networks that VMs of this node may be in.")
     daemon: DaemonSettings = section(DaemonSettings, "wnodesd.")
     plugins: PluginSettings = section(PluginSettings, "Plug-ins.")
     lrms: Mapping[str, Mapping[str, Any]] = setting(

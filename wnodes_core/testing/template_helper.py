@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from wnodes_core.api import Shape, Template, Vm, errors
+from wnodes_core.api import Nic, Shape, Template, Vm, errors
 from wnodes_core.guest import identity
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.plan import vm_from_dict
@@ -47,7 +47,7 @@ async def build(hooks: Any, way: str, vm: Vm) -> Template:
 
 
 def main(backend: str, words: list[Any]) -> int:
-    """``["build", WAY, VM]`` or ``["clone", VM, TEMPLATE]``; a cloner then obeys ``pause`` and ``resume``."""
+    """``["build", WAY, VM]`` or ``["clone", VM, TEMPLATE]``; a cloner then obeys pause, resume, plug NIC."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # as a builder and a keeper are
     hooks = importlib.import_module(backend)
     verb, *rest = words
@@ -62,7 +62,11 @@ def main(backend: str, words: list[Any]) -> int:
         facts = error.to_dict()
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        print(hooks.wnodes_vm_pause(vm=vm, paused=line.strip() == "pause"), flush=True)
+        order, _, given = line.strip().partition(" ")
+        if order == "plug":
+            print(hooks.wnodes_vm_plug(vm=vm, nic=Nic.from_dict(json.loads(given))), flush=True)
+        else:
+            print(hooks.wnodes_vm_pause(vm=vm, paused=order == "pause"), flush=True)
     return 0
 
 

@@ -178,3 +178,10 @@ def test_advertise_tells_which_images_start_warm_and_leaves_a_sites_warm_aisle()
     assert published("warm_aisle,vm,vm_a,vm_b,warm_b", ["a", "b"], ["b"]) == "as it is"
     assert published("warm_aisle,vm,vm_a,vm_b,warm_b", ["a", "b"], []) == "ActiveFeatures=warm_aisle,vm,vm_a,vm_b"
     assert published("warm_aisle,vm,vm_b,warm_b", ["a"], []) == "ActiveFeatures=warm_aisle,vm,vm_a"
+
+
+def test_networks_that_a_node_carries_are_features_and_go_with_it() -> None:
+    plain = text_of("scontrol-node.txt")
+    shown = plain.replace("AvailableFeatures=(null)", "AvailableFeatures=ib,vm,vmnet_far")
+    (argv,) = plugin.wnodes_lrms_advertise("n0", {"images": ["a"], "networks": ("lan",), "published": shown})
+    assert argv[-1] == "ActiveFeatures=ib,vm,vm_a,vmnet_lan"

@@ -163,16 +163,17 @@ def wnodes_lrms_advertise(node: str, capacity: dict[str, Any]) -> Sequence[Seque
     """``vm``, ``vm_NAME`` for every cached image, ``warm_NAME`` where a clone of it can start, beside a site's own.
 
     ``capacity["published"]`` is what ``wnodes_lrms_advertise_query`` printed; without it nothing is touched.
-    A ``warm_WORD`` is ours only beside its ``vm_WORD``: a site may have a warm aisle.
+    A ``warm_WORD`` is ours only beside its ``vm_WORD``: a site may have a warm aisle. ``vmnet_NAME`` is a network.
     """
     now = native.features_of(str(capacity.get("published", "")))
     if now is None:
         return ()
     images = {*capacity["images"], *(name[3:] for name in now if name.startswith("vm_"))}
     old = {"vm", *(f"{kind}_{name}" for name in images for kind in ("vm", "warm"))}
-    site = [name for name in now if name not in old]
+    site = [name for name in now if name not in old and not name.startswith("vmnet_")]
     warm = sorted(f"warm_{name}" for name in capacity.get("templates", ()) if name in capacity["images"])
     ours = ["vm", *sorted(f"vm_{name}" for name in capacity["images"]), *warm]
+    ours += sorted(f"vmnet_{name}" for name in capacity.get("networks", ()))
     wanted = ",".join([*site, *ours])
     if now == [*site, *ours]:
         return ()

@@ -16,8 +16,8 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from wnodes_core.api import Process, Template, Vm, errors
-from wnodes_core.backends.libvirt import argv, domain
+from wnodes_core.api import Nic, Process, Template, Vm, errors
+from wnodes_core.backends.libvirt import argv, devices, domain
 from wnodes_core.backends.libvirt.qmp import Monitor
 from wnodes_core.tools import kill, read, read_tail, spawn
 
@@ -155,6 +155,21 @@ def pause(name: str, paused: bool) -> bool:
         monitor.ask("stop" if paused else "cont")
     except errors.TransientError:
         return False
+    return True
+
+
+def plug(name: str, nic: Nic) -> bool:
+    """Give a clone that this process started a NIC; False if it did not. Raises TransientError."""
+    monitor = _monitors.get(name)
+    if monitor is None:
+        return False
+    bus = devices.free_bus(monitor.ask("query-pci"))
+    if not bus:
+        raise errors.TransientError(f"VM {name}: its machine has no free slot for a NIC")
+    netdev, device = devices.orders(nic, bus)
+    if netdev:
+        monitor.ask("netdev_add", **netdev)
+    monitor.ask("device_add", **device)
     return True
 
 

@@ -137,6 +137,14 @@ def pause(name: str, paused: bool) -> bool:
     return True
 
 
+def plug(name: str, xml: str) -> bool:
+    """Give a domain one more device; False if it is not this process's. Raises TransientError."""
+    try:
+        return name in _domains and _domains[name].attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE) == 0
+    except libvirt.libvirtError as error:
+        raise errors.TransientError(f"VM {name}: libvirt could not plug a device: {error}") from error
+
+
 def ask_guest_agent(name: str, command: str, timeout_s: int) -> str | None:
     """Ask QEMU's own guest agent in a domain of this process; None while there is nobody to answer.
 
@@ -188,9 +196,8 @@ def _open(root: Path, emulator: str, state_dir: str) -> Any:
 
 
 def _short(root: Path) -> str:
-    # libvirt binds ROOT/lib/qemu/domain-1-NAME…/monitor.sock (45 bytes below ROOT), and a Unix socket's
-    # path has 107: a state folder of modest depth would not fit. The kernel's own name for our open
-    # folder is short, and QEMU, same user, can follow it too. The descriptor stays open as we do.
+    # libvirt binds ROOT/lib/qemu/domain-1-NAME…/monitor.sock (45 bytes below ROOT), and a Unix socket's path
+    # has 107. The kernel's own name for our open folder is short, and QEMU, same user, can follow it too.
     return f"/proc/{os.getpid()}/fd/{os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}"
 
 

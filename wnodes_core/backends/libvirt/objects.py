@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from wnodes_core.backends.libvirt.xml import Node, at, on_off
+from wnodes_core.backends.libvirt.xml import Node, at, on_off, yes_no
 
 
 @dataclass(kw_only=True)
@@ -139,6 +139,35 @@ class ChannelDevice(Node):
     path: str | None = at("source/@path")
     target: str = at("target/@type", "virtio")
     name: str = at("target/@name")
+
+
+@dataclass(kw_only=True)
+class Interface(Node):
+    """A virtio NIC; ``managed`` False: the tap is there already."""
+
+    TAG: ClassVar[str] = "interface"
+    type: str = at("@type")
+    mac: str = at("mac/@address")
+    tap: str | None = at("target/@dev")
+    managed: bool | None = at("target/@managed", convert=yes_no)
+    model: str = at("model/@type", "virtio")
+    mtu: int | None = at("mtu/@size")
+    rom: bool = at("rom/@enabled", False, convert=yes_no)
+
+
+@dataclass(kw_only=True)
+class HostDevice(Node):
+    """A PCI device of the host; not managed: it has its driver for guests already."""
+
+    TAG: ClassVar[str] = "hostdev"
+    mode: str = at("@mode", "subsystem")
+    type: str = at("@type", "pci")
+    managed: bool = at("@managed", False, convert=yes_no)
+    driver: str = at("driver/@name", "vfio")
+    domain: str = at("source/address/@domain")
+    bus: str = at("source/address/@bus")
+    slot: str = at("source/address/@slot")
+    function: str = at("source/address/@function")
 
 
 @dataclass(kw_only=True)

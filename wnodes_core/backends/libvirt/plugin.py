@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from wnodes_core.api import Process, Template, Vm, errors, hookimpl
-from wnodes_core.backends.libvirt import domain, host
+from wnodes_core.api import Nic, Process, Template, Vm, errors, hookimpl
+from wnodes_core.backends.libvirt import devices, domain, host
 from wnodes_core.backends.libvirt.probe import probe, state_dir_of
 from wnodes_core.tools import kill, table
 
@@ -126,6 +126,18 @@ def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
     """Pause or resume a VM that this process started."""
     ours = (sys.modules.get(f"wnodes_core.backends.libvirt.{name}") for name in ("clone", "embed"))
     return any(module.pause(vm.name, paused) for module in ours if module)
+
+
+@hookimpl
+def wnodes_vm_plug(vm: Vm, nic: Nic) -> bool | None:
+    """Plug a NIC into a VM that this process started."""
+    device, clone = devices.of_nic(nic), sys.modules.get("wnodes_core.backends.libvirt.clone")
+    if device is None:
+        return None
+    if clone and clone.plug(vm.name, nic):
+        return True
+    embed = sys.modules.get("wnodes_core.backends.libvirt.embed")
+    return bool(embed and embed.plug(vm.name, device.xml())) or None
 
 
 @hookimpl

@@ -37,6 +37,11 @@ def on_off(value: bool) -> str:
     return "on" if value else "off"
 
 
+def yes_no(value: bool) -> str:
+    """libvirt's other words for a truth value."""
+    return "yes" if value else "no"
+
+
 @dataclass(kw_only=True)
 class Node:
     """An XML element whose content is its dataclass fields."""

@@ -1,0 +1,55 @@
+"""From a Nic to the device that is plugged into a running VM: for libvirt, or for a clone's own QEMU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from wnodes_core.api import Nic
+from wnodes_core.backends.libvirt import objects
+from wnodes_core.backends.libvirt.xml import Node
+
+_PCI = re.compile(r"([0-9a-f]{4}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])\Z")
+
+
+def of_nic(nic: Nic) -> Node | None:
+    """The device, None for a kind that is not ours. Raises ValueError for a PCI address that is none."""
+    mtu = nic.mtu or None
+    # No option ROM (rom): no guest boots from this NIC, and the file would have to be there.
+    if nic.kind == "user":
+        return objects.Interface(type="user", mac=nic.mac)
+    if nic.kind == "tap":
+        return objects.Interface(type="ethernet", mac=nic.mac, tap=nic.device, managed=False, mtu=mtu)
+    if nic.kind == "pci":
+        return _host_device(nic.device)
+    return None
+
+
+def _host_device(address: str) -> Node:
+    found = _PCI.match(address)
+    if not found:
+        raise ValueError(f"PCI address {address!r}: want DOMAIN:BUS:SLOT.FUNCTION as in 0000:3b:02.1")
+    domain, bus, slot, function = (f"0x{word}" for word in found.groups())
+    return objects.HostDevice(domain=domain, bus=bus, slot=slot, function=function)
+
+
+def orders(nic: Nic, bus: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of QMP's netdev_add ({} if there is none) and device_add, as libvirt would give them."""
+    if nic.kind == "pci":
+        return {}, {"driver": "vfio-pci", "id": "hostdev0", "host": nic.device, "bus": bus}
+    netdev: dict[str, Any] = {"type": "user", "id": "hostnet0"}
+    if nic.kind == "tap":
+        netdev = {"type": "tap", "id": "hostnet0", "ifname": nic.device, "script": "no", "downscript": "no"}
+    device = {"driver": "virtio-net-pci", "id": "net0", "netdev": "hostnet0", "mac": nic.mac, "romfile": "", "bus": bus}
+    return netdev, device | ({"host_mtu": nic.mtu} if nic.mtu else {})
+
+
+def free_bus(pci: Sequence[dict[str, Any]]) -> str:
+    """A root port that nothing is plugged into, by QMP's answer to query-pci; '' if there is none."""
+    for bus in pci:
+        for device in bus.get("devices", ()):
+            below = device.get("pci_bridge")
+            if below and device.get("qdev_id") and not below.get("devices"):
+                return str(device["qdev_id"])
+    return ""

@@ -1,0 +1,1 @@
+"""Networks: providers of ports, each a plug-in."""
