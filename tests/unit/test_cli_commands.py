@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wnodes_core import cli, doctor
-from wnodes_core.doctor import Finding, State
+from wnodes_core.doctor_finding import Finding, State
 from wnodes_core.plugins import Found
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from wnodes_core import doctor, settings
-from wnodes_core.doctor import CHECKS, Finding, State
+from wnodes_core.doctor import CHECKS
+from wnodes_core.doctor_finding import Finding, State
 from wnodes_core.doctor_host import Host, Space, existing, mount_of
 from wnodes_core.errors import NoKvm, SettingsError, TransientError
 from wnodes_core.settings import Settings
