@@ -290,11 +290,14 @@ def test_threads_share_one_fetch(tmp_path: Path) -> None:
 
 
 def test_waiters_fail_with_the_one_who_fetched(tmp_path: Path) -> None:
-    waiting = threading.Event()
+    waiting: set[int] = set()  # threads: who comes only after the failure is no waiter, and tries again
 
     def fails(into: Path, progress: Any) -> None:
         into.write_bytes(b"x")
-        assert waiting.wait(10)
+        deadline = time.monotonic() + 30
+        while len(waiting) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         raise FetchError("it broke")
 
     source = Scripted(a=fails)
@@ -302,7 +305,7 @@ def test_waiters_fail_with_the_one_who_fetched(tmp_path: Path) -> None:
 
     def attempt(first: bool) -> str:
         with pytest.raises(FetchError) as caught:
-            store.ensure(entry("test://a"), lambda done, total: waiting.set())
+            store.ensure(entry("test://a"), lambda done, total: waiting.add(threading.get_ident()))
         return caught.value.message
 
     with ThreadPoolExecutor(4) as pool:
