@@ -47,7 +47,7 @@ async def build(hooks: Any, way: str, vm: Vm) -> Template:
 
 
 def main(backend: str, words: list[Any]) -> int:
-    """``["build", WAY, VM]`` or ``["clone", VM, TEMPLATE]``; a cloner then obeys ``pause`` and ``resume``."""
+    """``["build", WAY, VM]`` or ``["clone", VM, TEMPLATE]``; a cloner then obeys ``pause``, ``resume``, ``fit``."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # as a builder and a keeper are
     hooks = importlib.import_module(backend)
     verb, *rest = words
@@ -62,7 +62,10 @@ def main(backend: str, words: list[Any]) -> int:
         facts = error.to_dict()
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        print(hooks.wnodes_vm_pause(vm=vm, paused=line.strip() == "pause"), flush=True)
+        if line.strip() == "fit":
+            print(bool(hooks.wnodes_vm_fit(vm=vm, template=Template.from_dict(rest[1]))), flush=True)
+        else:
+            print(hooks.wnodes_vm_pause(vm=vm, paused=line.strip() == "pause"), flush=True)
     return 0
 
 
