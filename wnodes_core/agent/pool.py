@@ -207,7 +207,8 @@ class Pool:
 
     def take(self, lease: Lease, template: dict[str, Any] | None, mounts: int) -> Slot | None:
         """A slot for a VM that is to be cloned from this very template; None if there is none, or one has failed."""
-        if template is None or lease.no_pool or not lease.job.uid:
+        # A clone that waits has no network card; a keeper that waited never serves root.
+        if template is None or lease.no_pool or not lease.job.uid or lease.request.network:
             return None
         fits = (slot for slot in self.idle.values() if slot.template.id == template["id"])
         slot = next((slot for slot in fits if mounts <= slot.template.mount_ports), None)
