@@ -108,7 +108,7 @@ def ground(*kinds: str) -> Iterator[Ground]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def slurm_site(built: Image, prefix: str) -> Any:
+def slurm_site(built: Image, prefix: str, **more: Any) -> Any:
     """The tests' own site: a real Slurm on loopback with our hooks installed, wnodesd, the image. Raises CannotRun."""
     if os.getuid():
         raise CannotRun("want root: it starts a Slurm of its own")
@@ -120,4 +120,4 @@ def slurm_site(built: Image, prefix: str) -> Any:
         from slurm_site import Site
     finally:
         sys.path.pop(0)
-    return Site(built, prefix, cgroup=False)
+    return Site(built, prefix, cgroup=False, **more)

@@ -19,9 +19,9 @@ from wnodes_core import processes
 from wnodes_core.errors import WnodesError
 from wnodes_core.files import private_folder, remove_tree, write_atomic
 from wnodes_core.journal import Journal
-from wnodes_core.lifecycle import undo_one
 from wnodes_core.model import Job, Process
 from wnodes_core.plugins import Plugins
+from wnodes_core.undoing import undo_one
 
 STARTER = "starter.json"  # who made the folder; it counts until there is a lease.json
 STARTING_S = 60

@@ -17,13 +17,13 @@ from wnodes_core.errors import WnodesError
 CHECK_S = 1.0
 
 
-def to_the_end(launcher: int, then: Callable[[], None]) -> None:
-    """Call ``then`` when our parent ends, also one that is killed before it has connected; needs the running loop."""
+def to_the_end(launcher: int, is_launcher: Callable[[int], bool], then: Callable[[], None]) -> None:
+    """Call ``then`` when the launcher ends, also one that is killed before it has connected; needs the running loop."""
     try:
         fd = os.pidfd_open(launcher)
     except ProcessLookupError:
         fd = -1
-    if os.getppid() != launcher:  # it has gone, and its pid may be another's
+    if not is_launcher(launcher):  # it has gone, and its pid may be another's
         then()
     if fd >= 0:
         asyncio.get_running_loop().add_reader(fd, _ended, fd, then)

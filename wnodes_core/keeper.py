@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib
 import json
 import logging
 import os
-import resource
-import signal
 import sys
 import time
 from dataclasses import asdict
@@ -35,26 +32,18 @@ from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.guest.relay import Relay
 from wnodes_core.journal import Journal
 from wnodes_core.keeper_lease import Holding
+from wnodes_core.keeper_process import log_into, settle_in
 from wnodes_core.lifecycle import Lifecycle, Running
 from wnodes_core.plan import Plan
 from wnodes_core.plugins import BUILTINS, Plugins
+from wnodes_core.pool.pooled import Pooled
 from wnodes_core.trace import FIRST, Trace
 
 log = logging.getLogger("wnodes.keeper")
 
-SHRUGGED_OFF = (
-    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
-    signal.SIGUSR2, signal.SIGALRM, signal.SIGTSTP, signal.SIGXCPU, signal.SIGPIPE,
-)  # fmt: skip
-# The user's soft limits are for the command in the guest: QEMU, which inherits ours, would break on them.
-LIFTED = (
-    resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE,
-    resource.RLIMIT_MEMLOCK, resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC,
-)  # fmt: skip
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 CONSOLE_CHECK_S = 5.0
 # The guest's console, QEMU's complaints of the guest's drivers, gateways' of its requests.
-LOGS = ("console.log", "libvirt/log/qemu/*.log", "keeper.log")
+LOGS = ("console.log", "qemu.log", "libvirt/log/qemu/*.log", "keeper.log")
 HEARD_S = 5.0
 
 
@@ -62,7 +51,13 @@ class Keeper:
     """One lease, from plan to clean end."""
 
     def __init__(
-        self, plan: Plan, hook: Any, holding: Holding | None, launcher: int = 0, trace: Trace | None = None
+        self,
+        plan: Plan,
+        hook: Any,
+        holding: Holding | None,
+        launcher: int = 0,
+        trace: Trace | None = None,
+        pooled: Pooled | None = None,
     ) -> None:
         self.plan = plan
         self.hook = hook
@@ -79,7 +74,7 @@ class Keeper:
         self.relay.on_pause = self._pause
         self.relay.on_phase = self._phase
         self.journal = Journal(f"{plan.folder}/journal")
-        self.lifecycle = Lifecycle(plan, self.journal, hook, self.trace, self.relay.announce)
+        self.lifecycle = Lifecycle(plan, self.journal, hook, self.trace, self.relay.announce, pooled)
 
     async def run(self) -> None:
         """Serve the lease until it ends; nothing of the VM is left when this returns."""
@@ -89,7 +84,7 @@ class Keeper:
             self.holding.start(on_end=self.end)
         aside = [asyncio.ensure_future(self._bound_logs())]
         if self.launcher:
-            following.to_the_end(self.launcher, lambda: self.end("the launcher has gone"))
+            following.to_the_end(self.launcher, self.is_launcher, lambda: self.end("the launcher has gone"))
             aside.append(asyncio.ensure_future(following.stops(self.launcher, self._pause)))
         try:
             running = await self._start_unless_ended()
@@ -147,6 +142,10 @@ class Keeper:
         self.reason = self.reason or reason
         self._end.set()
 
+    def is_launcher(self, pid: int) -> bool:
+        """Whether this pid is still our launcher's."""
+        return os.getppid() == pid
+
     def _launchers_gone(self) -> None:
         if self.holding is None:
             self.end("the last launcher has gone")
@@ -165,7 +164,7 @@ class Keeper:
         return self.trace.line() if name == FIRST and self.plan.trace else ""
 
     async def _pause(self, paused: bool) -> None:
-        await asyncio.to_thread(self.hook.wnodes_vm_pause, vm=self.plan.vm(()), paused=paused)
+        await asyncio.to_thread(self.lifecycle.pause, paused)
 
     async def _bound_logs(self) -> None:
         """Keep what a guest can make longer below its limit, from its first byte: the node's disk is finite."""
@@ -238,20 +237,6 @@ class Keeper:
         }
 
 
-def _settle_in(folder: str) -> None:
-    """Become a process that outlives what started it, and the parent of the daemonised QEMU."""
-    os.umask(0o077)
-    os.chdir(folder)
-    for limit in LIFTED:
-        hard = resource.getrlimit(limit)[1]
-        resource.setrlimit(limit, (hard, hard))
-    for number in SHRUGGED_OFF:
-        signal.signal(number, signal.SIG_IGN)
-    # libvirt daemonises QEMU; as subreaper we stay its ancestor, which keeps it in the process
-    # family that Slurm's proctrack/linuxproc follows.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
 def main() -> int:
     """Entry point of the keeper process."""
     for name in BUILTINS:  # while the launcher still asks what there is to keep
@@ -262,11 +247,8 @@ def main() -> int:
         return 0  # the launcher ended without any
     given = json.loads(orders)
     plan = Plan.from_dict(given["plan"])
-    _settle_in(plan.folder)
-    log_file = open(f"{plan.folder}/keeper.log", "a", buffering=1)  # noqa: SIM115 - lives as long as we do
-    os.dup2(log_file.fileno(), 2)
-    os.dup2(log_file.fileno(), 1)
-    logging.basicConfig(stream=log_file, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    settle_in(plan.folder)
+    log_into(f"{plan.folder}/keeper.log")
     holding = Holding(given["daemon"], plan.lease, given["token"]) if given.get("token") else None
     try:
         if holding:

@@ -96,8 +96,9 @@ def _lease(
 
     If we were elected to, the keeper has been started there.
     """
-    question = {"op": "launch", "lrms": lrms} | ({} if request is None else {"request": request})
     began, asked = process_began(), time.monotonic()
+    question = {"op": "launch", "lrms": lrms, "host_commands": list(host_commands), "origin": began}
+    question |= {} if request is None else {"request": request}
     grant = call(question, on_progress=client.show_progress, timeout_s=LAUNCH_TIMEOUT_S, path=daemon)
     steps = [("launcher", 0.0, asked - began), ("lease", asked - began, time.monotonic() - asked)]
     folder = str(grant["folder"])

@@ -11,21 +11,22 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from wnodes_core import mounting
 from wnodes_core.errors import NoProvider, RequestError, WnodesError
 from wnodes_core.growth import grown
 from wnodes_core.guest import bundle, identity, strangers
 from wnodes_core.guest.channel import GuestChannel
-from wnodes_core.journal import Journal, Resource
+from wnodes_core.journal import Journal
 from wnodes_core.model import Disk, Process, Start, Template, Trace, Vm
 from wnodes_core.mounting import Mounts
-from wnodes_core.plan import Plan, vm_from_dict
-from wnodes_core.plugging import plug, undo_port
+from wnodes_core.plan import Plan
+from wnodes_core.plugging import plug
+from wnodes_core.pool.pooled import Pooled
+from wnodes_core.undoing import undo_one
 from wnodes_core.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,11 @@ class Running:
 class Lifecycle:
     """One lease's way up and down. ``hook`` is pluggy's relay, ``announce`` tells the user."""
 
-    def __init__(self, plan: Plan, journal: Journal, hook: Any, trace: Trace, announce: Announce) -> None:
+    def __init__(
+        self, plan: Plan, journal: Journal, hook: Any, trace: Trace, announce: Announce, pooled: Pooled | None = None
+    ) -> None:
         self.plan = plan
+        self.pooled = pooled
         self.journal = journal
         self.hook = hook
         self.trace = trace
@@ -63,18 +67,28 @@ class Lifecycle:
 
         Raises WnodesError; what was made until then is in the journal and for ``stop`` to undo.
         """
-        template = self.plan.template
-        if template:
-            self.trace.start = Start("warm", template.way, template.id)
-            began = time.monotonic()
+        began = time.monotonic()
+        while True:
+            raising = self._way_up()
+            if self.trace.start.kind == "cold":
+                return await self._furnished(raising)
             try:
-                return await self._furnished(self._clone(template))
+                return await self._furnished(raising)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a clone, a boot may still do
                 # What fails late is a mount that hangs: a boot would only make the job wait twice for it.
                 if isinstance(error, RequestError) or time.monotonic() - began > 2 * CLONE_TIMEOUT_S:
                     raise
                 await self._fall_back(error)
-        return await self._furnished(self.boot(self._vm_start))
+
+    def _way_up(self) -> Coroutine[Any, Any, Running]:
+        """How to raise the VM, the quickest that is left."""
+        template, fallback = self.plan.template, self.trace.start.fallback or self.plan.fallback
+        if template is None:
+            self.trace.start = Start("cold", fallback=fallback)
+            return self.boot(self._vm_start)
+        kind = "pool" if self.pooled else "warm"
+        self.trace.start = Start(kind, template.way, template.id, fallback)
+        return self._take_over(self.pooled) if self.pooled else self.clone(template)
 
     async def boot(self, start: Starter) -> Running:
         """A guest that was booted, with neither the job's user nor its mounts; ``start`` starts its hypervisor."""
@@ -96,9 +110,30 @@ class Lifecycle:
     def stop(self) -> list[Exception]:
         """Undo all that is open in the journal; goes on after failures and returns them."""
         with self._timed("teardown"):
-            return self.journal.undo(lambda resource: undo_one(resource, self.hook))
+            errors = self.journal.undo(lambda resource: undo_one(resource, self.hook))
+            if self.pooled:
+                try:
+                    self.pooled.end()
+                except WnodesError as error:
+                    errors.append(error)
+            return errors
 
-    async def _clone(self, template: Template) -> Running:
+    def pause(self, paused: bool) -> None:
+        """Stop or continue the VM. Blocks."""
+        if self.pooled:
+            self.pooled.pause(paused)
+        else:
+            self.hook.wnodes_vm_pause(vm=self.plan.vm(()), paused=paused)
+
+    async def _take_over(self, pooled: Pooled) -> Running:
+        """A clone that woke long ago, and proved then to be nobody's double."""
+        vm = self._vm()
+        with self._timed("claim"):
+            channel = await pooled.resume(vm)
+        self.watch.process = pooled.process
+        return Running(vm, pooled.process, channel)
+
+    async def clone(self, template: Template) -> Running:
         """A guest that woke as a copy of the template's, proved to be nobody's double."""
         vm = self._vm()
         with self._timed("overlay"):
@@ -134,10 +169,13 @@ class Lifecycle:
         if left:
             raise error
         self.watch.process = None
-        self.trace.start = Start("cold", fallback=type(error).__name__)
+        self.trace.start = replace(self.trace.start, fallback=type(error).__name__)
         text = error.message if isinstance(error, WnodesError) else f"{type(error).__name__}: {error}"
-        self.announce(f"no clone: {text.splitlines()[0][:200]}; booting instead")
-        self.plan = self.plan.booted
+        what, instead = ("pooled VM", "cloning") if self.pooled else ("clone", "booting")
+        self.announce(f"no {what}: {text.splitlines()[0][:200]}; {instead} instead")
+        self.plan = replace(self.plan, slot="") if self.pooled else self.plan.booted
+        self.pooled = None
+        self._mounts = Mounts(self.plan, self.journal, self.hook, self.announce)
 
     async def _furnished(self, raising: Any) -> Running:
         """The VM with the job's user, network and mounts."""
@@ -241,32 +279,3 @@ async def _to_its_end(work: Callable[[], Process]) -> Process:
     except asyncio.CancelledError:
         await asyncio.wait({thread})
         raise
-
-
-def undo_one(resource: Resource, hook: Any) -> None:
-    """Undo one open resource of a journal; "already gone" is fine.
-
-    Raises WnodesError or OSError if it is still there afterwards.
-    """
-    undo = _UNDO.get(resource.kind)
-    if undo is None:
-        raise WnodesError(f"journal names a {resource.kind!r}, which nothing here can undo")
-    undo(resource, hook)
-
-
-def _undo_vm(resource: Resource, hook: Any) -> None:
-    facts = {key: value for key, value in resource.data.items() if key not in ("pid", "started")}
-    if not hook.wnodes_vm_stop(vm=vm_from_dict(facts)):
-        raise WnodesError(f"VM {resource.name} is still there")
-
-
-def _undo_disk(resource: Resource, hook: Any) -> None:
-    hook.wnodes_disk_delete(disk=Disk(**resource.data))
-
-
-_UNDO: dict[str, Callable[[Resource, Any], None]] = {
-    "vm": _undo_vm,
-    "disk": _undo_disk,
-    "attachment": mounting.undo,
-    "port": undo_port,
-}

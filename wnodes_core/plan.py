@@ -69,6 +69,7 @@ class Plan:
 
     ``template`` is what the VM is cloned from if that can be done; else it is booted.
     ``port`` is its place in a network; its keeper makes it, unless wnodesd has and ``nic`` says what came of it.
+    With ``slot`` it is a clone of the pool's, in that folder; ``fallback`` says what went wrong with one before.
     ``mount_ports`` and ``most_mib`` are given by a template's builder, whose guest has no mounts yet.
     ``storage`` names the providers that may serve mounts, best first. ``scratch_at`` are the guest's
     folders that lie on the scratch disk, whose file is in ``scratch_folder`` ('': with the lease).
@@ -96,6 +97,8 @@ class Plan:
     scratch_at: tuple[str, ...] = ()
     port: Port | None = None
     nic: Nic | None = None
+    slot: str = ""
+    fallback: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -178,7 +181,7 @@ class Plan:
 
     def mount_socket(self, index: int) -> str:
         """Host side of the port of mount number ``index``."""
-        return f"{self.folder}/mount{index}.sock"
+        return f"{self.slot or self.folder}/mount{index}.sock"
 
     @property
     def channels(self) -> tuple[Channel, ...]:

@@ -134,7 +134,7 @@ def test_a_clone_that_is_not_who_it_should_be_is_refused(plan: Plan, nothing_lef
     lifecycle = Lifecycle(doubtful, journal, Plugins(scan=False).hook, Trace(), lambda text: None)
     try:
         with pytest.raises(IdentityError, match="host_name is the template's"):
-            asyncio.run(lifecycle._clone(doubtful.template))
+            asyncio.run(lifecycle.clone(doubtful.template))
     finally:
         assert lifecycle.stop() == []
         journal.close()

@@ -22,7 +22,7 @@ def test_an_unmodified_script_runs_in_a_vm_and_leaves_nothing(minimal_image, cgr
         trace = site.lease(job)["trace"]
         names = [name for name, _, _ in trace]
         assert names[:6] == ["admit", "image", "launcher", "lease", "keeper", "overlay"]
-        assert {"boot", "agent", "first instruction", "run"} < set(names)
+        assert {"boot", "agent", "first instruction"} < set(names)  # "run" may come after the lease has ended
         begins = {name: begin for name, begin, _ in trace}
         assert begins["admit"] < 0 == begins["launcher"] < begins["lease"] < begins["keeper"] < begins["overlay"], trace
         site.assert_nothing_left()

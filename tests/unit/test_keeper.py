@@ -22,7 +22,8 @@ from wnodes_core import history, mounting
 from wnodes_core import keeper as keeper_module
 from wnodes_core.errors import BootTimeout, GuestPanic, WnodesError
 from wnodes_core.files import remove_tree
-from wnodes_core.keeper import SHRUGGED_OFF, Keeper
+from wnodes_core.keeper import Keeper
+from wnodes_core.keeper_process import SHRUGGED_OFF
 from wnodes_core.trace import Trace
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -21,9 +21,10 @@ from wnodes_core.backends import fake
 from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, HostError, NoProvider, TransientError, WnodesError
 from wnodes_core.files import remove_tree
 from wnodes_core.journal import Journal, Resource
-from wnodes_core.lifecycle import Lifecycle, Running, undo_one
+from wnodes_core.lifecycle import Lifecycle, Running
 from wnodes_core.model import Mount, Trace
 from wnodes_core.plugins import Plugins
+from wnodes_core.undoing import undo_one
 
 sys.path.insert(0, str(Path(__file__).parent))
 from lease_kit import FAKE, Stand  # noqa: E402

@@ -23,7 +23,7 @@ from wnodes_core.files import remove_tree
 from wnodes_core.journal import Resource
 from wnodes_core.model import Process
 
-ORDER = ("keeper", "port", "cgroup", "template", "use", "folder", "marker", "lease")
+ORDER = ("keeper", "slot", "port", "cgroup", "template", "use", "folder", "marker", "lease")
 USER_UNDO_S = 60.0
 # A user can make the replay of their own journal fail for ever (it is their file). After so many
 # tries, with every process of the lease ended, the folder goes all the same.
@@ -40,6 +40,7 @@ class Undoer:
         self._ports = ports
         self._user_undo = user_undo or replay_as_user
         self.let_out: Callable[[Lease, Resource], object] = lambda lease, resource: None
+        self.end_slot: Callable[[Resource], object] = lambda resource: None
 
     def undo(self, lease: Lease, *, job_over: bool) -> list[Exception]:
         """Undo all that is open; without ``job_over`` marker and record stay, so that no task runs bare."""
@@ -66,6 +67,8 @@ class Undoer:
                 self._end_processes(lease)
             case "port" if self._ports:
                 self._ports.detach(resource)
+            case "slot":
+                self.end_slot(resource)
             case "cgroup":
                 homes.remove(resource.name)
             case "template":

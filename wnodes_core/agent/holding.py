@@ -9,6 +9,7 @@ from wnodes_core import processes
 from wnodes_core.agent import homes, identity
 from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.leases import Lease, State
+from wnodes_core.agent.pool import slots_of
 from wnodes_core.agent.protocol import Connection
 from wnodes_core.agent.warm import Warm
 from wnodes_core.errors import RequestError, from_dict
@@ -74,7 +75,9 @@ class Holding:
         hook = self._daemon.parts.hook_for(lease.job.lrms)
         table = list(processes.table(command_of_users=False))
         home: Process | None = hook.wnodes_lrms_homes(owner=lease.owner, processes=table)
-        groups = homes.settle(lease.journal, keeper, home, lease.id, lease.job.job_id)
+        uids = {int(slot.name.partition("-")[0]) for slot in slots_of(lease)}
+        others = [each for each in table if each.uid in uids]
+        groups = homes.settle(lease.journal, keeper, home, lease.id, lease.job.job_id, others)
         return groups, home
 
     async def _listen(self, connection: Connection, lease: Lease) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +116,15 @@ def _below_job(keeper: list[Hierarchy], job_id: str) -> Iterator[Target]:
             yield Target(each.folder(match[1]) + f"/{NAME}", make=True)
 
 
-def settle(journal: Journal, keeper: Process, home: Process | None, lease_id: str, job_id: str) -> list[str]:
-    """Move the keeper into its lease's home; the folders it is in then, or [] if there is none.
+def settle(
+    journal: Journal,
+    keeper: Process,
+    home: Process | None,
+    lease_id: str,
+    job_id: str,
+    others: Sequence[Process] = (),
+) -> list[str]:
+    """Move the keeper and ``others`` of its VM into its lease's home; where that is, [] if there is none.
 
     Blocks. Raises HostBusy if the kernel refuses, with what was made in the journal.
     """
@@ -125,22 +132,38 @@ def settle(journal: Journal, keeper: Process, home: Process | None, lease_id: st
     moves = targets(hierarchies(keeper.pid), there, lease_id, job_id)
     try:
         for move in moves:
-            _enter(journal, move, keeper)
+            if move.make:
+                with journal.making_it("cgroup", move.folder):
+                    os.makedirs(move.folder, exist_ok=True)
+                    _inherit_cpuset(move.folder)
+            for process in (keeper, *others):
+                _enter(move.folder, process)
     except OSError as error:
         raise HostBusy(f"cannot move process {keeper.pid} into the job's cgroup: {error}") from error
     return [move.folder for move in moves]
 
 
-def _enter(journal: Journal, move: Target, keeper: Process) -> None:
-    if move.make:
-        with journal.making_it("cgroup", move.folder):
-            os.makedirs(move.folder, exist_ok=True)
-            _inherit_cpuset(move.folder)
-    if not processes.alive(keeper):
-        raise ProcessLookupError(f"process {keeper.pid} has ended")
-    fd = os.open(f"{move.folder}/cgroup.procs", os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def join(process: Process, movers: Sequence[Process]) -> None:
+    """Move ``movers`` into the groups in which ``process`` is, all of them.
+
+    Blocks. Raises HostBusy if the kernel refuses.
+    """
     try:
-        os.write(fd, str(keeper.pid).encode())
+        for each in hierarchies(process.pid):
+            if not processes.alive(process):
+                raise ProcessLookupError(f"process {process.pid} has ended")
+            for mover in movers:
+                _enter(each.folder(each.path), mover)
+    except OSError as error:
+        raise HostBusy(f"cannot move a pooled VM into the groups of process {process.pid}: {error}") from error
+
+
+def _enter(folder: str, process: Process) -> None:
+    if not processes.alive(process):
+        raise ProcessLookupError(f"process {process.pid} has ended")
+    fd = os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(process.pid).encode())
     finally:
         os.close(fd)
 

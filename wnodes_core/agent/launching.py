@@ -7,10 +7,13 @@ from typing import Any
 
 from wnodes_core.agent import leases
 from wnodes_core.agent.admitting import Admitting
+from wnodes_core.agent.claiming import HOLD_S, Claiming
 from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.images import Images
 from wnodes_core.agent.leases import Lease, State
+from wnodes_core.agent.pool import Pool
 from wnodes_core.agent.protocol import Connection
+from wnodes_core.agent.slots import Slot
 from wnodes_core.agent.warm import Warm
 from wnodes_core.errors import RequestError, WnodesError
 from wnodes_core.model import Owner
@@ -19,11 +22,12 @@ from wnodes_core.model import Owner
 class Launching:
     """The ``launch`` operation."""
 
-    def __init__(self, daemon: Daemon, images: Images, warm: Warm, admitting: Admitting) -> None:
+    def __init__(self, daemon: Daemon, images: Images, warm: Warm, admitting: Admitting, pool: Pool) -> None:
         self._daemon = daemon
         self._images = images
         self._warm = warm
         self._admitting = admitting
+        self._claiming = Claiming(daemon, pool)
 
     async def launch(self, connection: Connection, message: dict[str, Any]) -> dict[str, Any] | None:
         """Grant the caller its job's lease: to start the keeper or, once one holds it, to join.
@@ -33,7 +37,7 @@ class Launching:
         lrms = leases.check_lrms(message.get("lrms"))
         lease, owner = await self._lease_of(connection, lrms, message.get("request"))
         self._daemon.refuse_if_over(lease)
-        going = asyncio.ensure_future(self._granted(connection, lease, owner))
+        going = asyncio.ensure_future(self._granted(connection, message, lease, owner))
         gone = asyncio.ensure_future(connection.gone())
         try:
             await asyncio.wait({going, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -43,7 +47,9 @@ class Launching:
                 task.cancel()
             await asyncio.gather(going, gone, return_exceptions=True)
 
-    async def _granted(self, connection: Connection, lease: Lease, owner: Owner) -> dict[str, Any]:
+    async def _granted(
+        self, connection: Connection, message: dict[str, Any], lease: Lease, owner: Owner
+    ) -> dict[str, Any]:
         if lease.state is not State.RUNNING:
             await self._images.wait(connection, lease)
         while True:
@@ -52,9 +58,10 @@ class Launching:
                 self._daemon.refuse_if_over(lease)
                 if lease.state is State.RUNNING:
                     return self._grant(lease, "join")
-                if lease.state is State.PREPARED:
-                    return await self._start(connection, lease, owner)
-                await changed
+                if lease.state is not State.PREPARED:
+                    await changed
+                elif grant := await self._start(connection, message, lease, owner):
+                    return grant
             finally:
                 changed.cancel()
 
@@ -83,7 +90,10 @@ class Launching:
             where["host_commands"] = [str(name) for name in site["host_commands"]]
         return {"ok": True, "role": role, **where, **more}
 
-    async def _start(self, connection: Connection, lease: Lease, owner: Owner) -> dict[str, Any]:
+    async def _start(
+        self, connection: Connection, message: dict[str, Any], lease: Lease, owner: Owner
+    ) -> dict[str, Any] | None:
+        """Elect the caller to start the keeper; None if one of the pool's has been told to take the lease."""
         lease.state = State.STARTING  # from here on, before the first await, nobody else is elected
         lease.starter = leases.process_of(connection.peer)
         lease.owner = owner
@@ -91,7 +101,10 @@ class Launching:
         lease.root = owner.root if owner.job_long else None
         token = lease.new_token()
         try:
+            await self._claiming.abandon(lease)
             plan = {**await self._plan(lease), **await self._port(lease)}
+            if await self._pooled(connection, message, lease, plan, token):
+                return None
             await self._elected(lease)
         except asyncio.CancelledError:
             self._give_up(lease, lease.token_hash, "starter went away")
@@ -103,6 +116,24 @@ class Launching:
         self._daemon.refuse_if_over(lease)
         return self._grant(lease, "start", token=token, plan=plan)
 
+    async def _pooled(
+        self, connection: Connection, message: dict[str, Any], lease: Lease, plan: dict[str, Any], token: str
+    ) -> bool:
+        """Whether a clone that waited has the lease now; else all is as it was, but for ``lease.no_pool``."""
+        slot = await self._claiming.slot_for(connection, lease, plan)
+        if slot is None:
+            return False
+        starter, lease.starter = lease.starter, slot.keeper
+        await self._elected(lease, slot)
+        given = {**self._grant(lease, "pool"), "plan": plan, "token": token}
+        if await self._claiming.hand_over(connection, message, lease, given, slot):
+            return True
+        lease.starter = starter
+        self._daemon.refuse_if_over(lease)
+        await self._claiming.abandon(lease)
+        plan["fallback"] = lease.no_pool
+        return False
+
     async def _plan(self, lease: Lease) -> dict[str, Any]:
         assert self._daemon.accel is not None
         accel = await asyncio.shield(self._daemon.accel)
@@ -111,7 +142,7 @@ class Launching:
         plan: dict[str, Any] = await self._daemon.quick(
             self._daemon.parts.make_plan, *arguments, lease=lease.id, folder=lease.folder, template=template
         )
-        return plan
+        return {**plan, "fallback": lease.no_pool}
 
     async def _port(self, lease: Lease) -> dict[str, Any]:
         """What root makes of the lease's network; its lock keeps an end from overtaking that."""
@@ -122,25 +153,27 @@ class Launching:
             made: dict[str, Any] = await self._daemon.slow(self._daemon.ports.attach, lease)
         return made
 
-    async def _elected(self, lease: Lease) -> None:
+    async def _elected(self, lease: Lease, slot: Slot | None = None) -> None:
         async with lease.lock:
             if lease.state is State.STARTING:
-                await self._daemon.quick(self._record, lease)
+                await self._daemon.quick(self._record, lease, slot)
         self._daemon.say(lease, "starting")
-        self.watch_starter(lease)
+        self.watch_starter(lease, HOLD_S if slot else self._daemon.parts.hold_timeout_s)
         if lease.root:
             self._daemon.watch_job(lease, lease.root)
 
-    def _record(self, lease: Lease) -> None:
+    def _record(self, lease: Lease, slot: Slot | None) -> None:
+        if slot:
+            self._claiming.note(lease, slot)
         # The keeper's own journal begins to matter once the token is out: note it before.
         lease.journal.making("keeper", lease.id)
         lease.save()
 
-    def watch_starter(self, lease: Lease) -> None:
+    def watch_starter(self, lease: Lease, timeout_s: float) -> None:
         """Elect another if the starter ends, or never brings a keeper."""
         token = lease.token_hash
         loop = asyncio.get_running_loop()
-        loop.call_later(self._daemon.parts.hold_timeout_s, self._give_up, lease, token, "no keeper came")
+        loop.call_later(timeout_s, self._give_up, lease, token, "no keeper came")
         if lease.starter:
             self._daemon.watch(lease, "starter", lease.starter, lambda: self._give_up(lease, token, "starter ended"))
 
@@ -153,4 +186,4 @@ class Launching:
         """Go on with a lease found at start that no keeper holds yet."""
         self._images.begin(lease)
         if lease.state is State.STARTING:
-            self.watch_starter(lease)
+            self.watch_starter(lease, self._daemon.parts.hold_timeout_s)

@@ -71,6 +71,7 @@ class Lease:
     keeper_state: str = ""
     ran: bool = False  # its keeper has said once that the VM runs
     image: Image | None = None
+    no_pool: str = ""  # the kind of error that cost it a slot of the pool: it gets no other
     template: str = ""  # the one it was given to clone, held open for it
     fetch: asyncio.Task[Image] | None = None
     progress: str = ""

@@ -17,6 +17,7 @@ from wnodes_core.agent.holding import Holding
 from wnodes_core.agent.images import Images
 from wnodes_core.agent.launching import Launching
 from wnodes_core.agent.leases import State
+from wnodes_core.agent.pool import Pool
 from wnodes_core.agent.protocol import Connection
 from wnodes_core.agent.warm import Warm
 from wnodes_core.errors import BadRequest, RequestError
@@ -31,10 +32,12 @@ class Operations:
         self._daemon = daemon
         self.images = Images(daemon)
         self.warm = Warm(daemon)
+        self.pool = Pool(daemon, self.warm)
         daemon.undoer.let_out = self.warm.undo
-        daemon.warm_images, daemon.warm_gauges = self.warm.images, self.warm.gauges
+        daemon.warm_images = self.warm.images
+        daemon.warm_gauges = lambda: {**self.warm.gauges(), "pool_idle": len(self.pool.idle)}
         self.admitting = Admitting(daemon, self.images)
-        self.launching = Launching(daemon, self.images, self.warm, self.admitting)
+        self.launching = Launching(daemon, self.images, self.warm, self.admitting, self.pool)
         self.holding = Holding(daemon, self.warm)
         self._table: dict[str, Callable[[Connection, dict[str, Any]], Awaitable[Reply]]] = {
             "prepare": self.prepare,

@@ -59,6 +59,7 @@ class Server:
         server = await asyncio.start_unix_server(self._client, sock=sock, limit=MAX_LINE, backlog=BACKLOG)
         metrics = await self.daemon.metrics.serve(settings.daemon.metrics)
         self.daemon.background(Sweeper(self.daemon, self.operations.warm).run(), "sweeper")
+        self.daemon.background(self.operations.pool.run(), "pool")
         self.daemon.background(Advertiser(self.daemon).run(), "advertiser")
         self.daemon.background(Capacity(self.daemon).run(), "capacity")
         log.info("ready at %s", settings.daemon.socket, extra={"event": "ready"})

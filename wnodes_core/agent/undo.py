@@ -31,8 +31,8 @@ def undo_folder(folder: str, undo_one: Callable[[Resource], None]) -> list[Excep
 def _undo(resource: Resource) -> None:
     if resource.kind != "process":
         # A keeper that ended well left nothing open: then none of this is loaded.
-        from wnodes_core.lifecycle import undo_one
         from wnodes_core.plugins import Plugins
+        from wnodes_core.undoing import undo_one
 
         return undo_one(resource, Plugins().hook)
     if "pid" in resource.data:

@@ -107,14 +107,32 @@ class Warm:
         """With its memory sealed for others; the keeper gets it as an open file (``fds``)."""
         if not template.memory:
             return template
+        await self.memory_of(template)
+        lease.template = template.id
+        return replace(template, memory="")
+
+    async def memory_of(self, template: Template) -> int:
+        """The template's memory as a sealed open file, which stays ours to close. Raises WnodesError."""
         async with self._loading:
             loaded = self._state.loaded.get(template.id)
             if loaded is None:
                 fd = await self._daemon.slow(sealed.load, template.memory, template.id)
                 loaded = self._state.loaded[template.id] = _Loaded(fd, 0.0)
         loaded.used = time.monotonic()
-        lease.template = template.id
-        return replace(template, memory="")
+        return loaded.fd
+
+    async def of_pool(self, image: Image, accel: str, cpus: int) -> Template | None:
+        """The template for clones that wait, built first unless the site forbids it; None if it cannot be had."""
+        chooser, base = self._chooser(), self._daemon.settings.warm.base_memory_mib
+        size = Size(cpus, base, 0)
+        wanted = (await self._daemon.quick(chooser.wanted, image, accel, size))[:1]
+        found: Template | None = await self._daemon.quick(chooser.find, wanted, size)
+        if found is None and wanted and self._daemon.settings.warm.build != "never":
+            await self._built(wanted[0], chooser, accel, None)
+            found = await self._daemon.quick(chooser.find, wanted, size)
+        if found and found.id in self._state.loaded:
+            self._state.loaded[found.id].used = time.monotonic()  # the next clone of it is the pool's
+        return found
 
     def fds(self, lease: Lease) -> list[int]:
         """What the lease's keeper is handed open: the memory of its template, or nothing."""
@@ -151,7 +169,7 @@ class Warm:
         await asyncio.shield(going)
 
     async def _build(self, wanted: Wanted, chooser: Chooser, accel: str) -> None:
-        if _available_mib() < wanted.base_mib + self._daemon.settings.warm.pool_min_free_mib:
+        if available_mib() < wanted.base_mib + self._daemon.settings.warm.pool_min_free_mib:
             log.info("no template of %s: the node's memory is needed", wanted.image.name, extra={"event": "warm"})
             return
         began = time.monotonic()
@@ -182,7 +200,8 @@ class Warm:
                 log.warning("templates: %s", error, extra={"event": "warm"})
 
 
-def _available_mib() -> int:
+def available_mib() -> int:
+    """Memory that the kernel says could be had without swapping."""
     with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
         line = next(line for line in file if line.startswith("MemAvailable:"))
         return int(line.split()[1]) >> 10

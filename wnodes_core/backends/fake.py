@@ -117,6 +117,12 @@ def _started(vm: Vm, *, clone: bool = False) -> Process:
 
 
 @hookimpl
+def wnodes_vm_fit(vm: Vm, template: Template) -> bool:
+    """A fake has neither memory nor CPUs of its own."""
+    return any(_find(vm.name))
+
+
+@hookimpl
 def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
     """Stop or continue the process and its guest."""
     tree = [each for process in _find(vm.name) for each in _family(process)]

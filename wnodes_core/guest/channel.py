@@ -95,8 +95,7 @@ class GuestChannel(asyncio.BufferedProtocol):
 
         Raises BootTimeout if it stays silent, ChannelLost.
         """
-        channel = cls()
-        channel._ready.set_result(None)  # its agent runs, and left off at the end of a frame
+        channel = cls.of_running()
         try:
             async with asyncio.timeout(timeout_s):
                 port.setblocking(False)
@@ -113,6 +112,14 @@ class GuestChannel(asyncio.BufferedProtocol):
             raise
         channel.facts = {name: value for name, value in told.items() if name not in ("identity", "clock", "took_ms")}
         return channel, told
+
+    @classmethod
+    def of_running(cls, streams: int = 0) -> GuestChannel:
+        """For a guest whose agent runs and left off at the end of a frame; ``streams`` have been opened already."""
+        channel = cls()
+        channel._ready.set_result(None)
+        channel._next = streams
+        return channel
 
     # asyncio's protocol
 

@@ -68,6 +68,11 @@ class Parser:
         self._head = (0, 0, 0)
         self._whole: bytearray | None = None  # a control frame that is being put together
 
+    @property
+    def between_frames(self) -> bool:
+        """Whether nothing of a frame has come without its rest."""
+        return not self._left and self._begin == self._end
+
     def space(self) -> memoryview:
         """Where the next bytes go; never empty."""
         if self._begin:

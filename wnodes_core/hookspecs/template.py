@@ -67,3 +67,15 @@ def wnodes_vm_clone(vm: Vm, template: Template) -> Process | None:
         and the other hooks work on it as on a VM that was booted.
     :raises WnodesError: no clone; nothing of it runs. The caller boots instead.
     """
+
+
+@hookspec(firstresult=True)
+def wnodes_vm_fit(vm: Vm, template: Template) -> bool | None:
+    """Called in the pool's warden, when a job claims a clone that waits: give it what the job has. It stands still.
+
+    :param vm: as given to ``wnodes_vm_clone``, in the same process, but with the job's memory and ``cpuset``.
+    :param template: what it was cloned from.
+    :returns: True when it is done, False or None if the VM is another's or gone. A backend that never
+        does it has no pool.
+    :raises TransientError: it cannot be had; the job gets a fresh clone.
+    """

@@ -145,6 +145,13 @@ class WarmSettings:
     )
     build_user: str = setting("nobody", "The account that boots a guest to save it.", node_only=True)
     pool: tuple[PoolRule, ...] = setting((), "Clones that wait for jobs; none by default.", node_only=True)
+    pool_uids: str = setting(
+        "none",
+        "Uids that nobody has, as in 90000-90063: each clone of the pool runs under one of its own until its job is "
+        "over. Without them there is no pool. Not of 61184-65519, which systemd gives away.",
+        values.numbers_text,
+        node_only=True,
+    )
     pool_min_free_mib: int = setting(
         2048, "The pool shrinks while the node has less memory free than this.", values.size("m"), node_only=True
     )

@@ -28,6 +28,26 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def numbers(text: str) -> range:
+    """A range of numbers from 1, both ends in it; ``none`` is one too.
+
+    >>> numbers("64000-64063"), len(numbers("none"))
+    (range(64000, 64064), 0)
+    """
+    if text == "none":
+        return range(0)
+    match = re.fullmatch(r"(\d{1,9})-(\d{1,9})", text)
+    if not match or not 0 < int(match[1]) <= int(match[2]):
+        raise ValueError("want a range of numbers as in 90000-90063, or none")
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+def numbers_text(text: str) -> str:
+    """A range of numbers as it was written."""
+    numbers(text)
+    return text
+
+
 def yes_no(text: str) -> bool:
     """A boolean in any of YAML's spellings."""
     if text.lower() not in _BOOLEAN:

@@ -142,6 +142,20 @@ class TemplateContract(TemplateStage):
 
         asyncio.run(pause())
 
+    def test_a_clone_that_stands_still_is_fitted_to_a_job_or_its_way_has_no_pool(
+        self, hooks: Any, vm: Vm, template: Template
+    ) -> None:
+        """``wnodes_vm_fit`` works in the process that cloned."""
+
+        async def fit() -> None:
+            async with self.woken(vm, template) as (starter, _, channel):
+                assert await asyncio.to_thread(tell, starter, "pause")
+                assert await asyncio.to_thread(tell, starter, "fit") == (template.way == "mapped")
+                assert await asyncio.to_thread(tell, starter, "resume")
+                await channel.request("ping", timeout_s=self.answer_s)
+
+        asyncio.run(fit())
+
     # what cannot be cloned
 
     @pytest.mark.parametrize("how", ["absent", "empty", "cut"])

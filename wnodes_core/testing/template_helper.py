@@ -47,7 +47,7 @@ async def build(hooks: Any, way: str, vm: Vm) -> Template:
 
 
 def main(backend: str, words: list[Any]) -> int:
-    """``["build", WAY, VM]`` or ``["clone", VM, TEMPLATE]``; a cloner then obeys pause, resume, plug NIC."""
+    """``["build", WAY, VM]`` or ``["clone", VM, TEMPLATE]``; a cloner then obeys pause, resume, fit, plug NIC."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # as a builder and a keeper are
     hooks = importlib.import_module(backend)
     verb, *rest = words
@@ -65,6 +65,8 @@ def main(backend: str, words: list[Any]) -> int:
         order, _, given = line.strip().partition(" ")
         if order == "plug":
             print(hooks.wnodes_vm_plug(vm=vm, nic=Nic.from_dict(json.loads(given))), flush=True)
+        elif order == "fit":
+            print(bool(hooks.wnodes_vm_fit(vm=vm, template=Template.from_dict(rest[1]))), flush=True)
         else:
             print(hooks.wnodes_vm_pause(vm=vm, paused=order == "pause"), flush=True)
     return 0

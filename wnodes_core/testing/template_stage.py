@@ -171,7 +171,7 @@ def _said(helper: Any) -> dict[str, Any]:
 
 
 def tell(starter: Any, word: str) -> bool:
-    """Order a starter to ``pause`` or ``resume`` its clone: what the hook returned."""
+    """Order a starter to ``pause``, ``resume`` or ``fit`` its clone: what the hook returned."""
     starter.stdin.write(word.encode() + b"\n")
     starter.stdin.flush()
     return bool(starter.stdout.readline() == b"True\n")

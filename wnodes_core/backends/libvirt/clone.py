@@ -135,6 +135,15 @@ def _load(monitor: Monitor, vm: Vm, state: int) -> None:
         raise errors.TransientError(f"VM {vm.name}: QEMU is {status!r} after loading: want paused")
 
 
+def fit(vm: Vm, template: Template) -> bool:
+    """Give a clone of this process the memory and the CPUs of its job; False if it is not ours, or gone."""
+    monitor = _monitors.get(vm.name)
+    if monitor is None:
+        return False
+    _fit(monitor, vm, template)
+    return True
+
+
 def _fit(monitor: Monitor, vm: Vm, template: Template) -> None:
     """Give the clone the memory and the CPUs of its job."""
     more = vm.memory_mib - template.shape.memory_mib

@@ -122,6 +122,13 @@ def wnodes_vm_clone(vm: Vm, template: Template) -> Process | None:
 
 
 @hookimpl
+def wnodes_vm_fit(vm: Vm, template: Template) -> bool:
+    """Fit a clone that this process started, in the way whose clones can wait."""
+    clone = sys.modules.get("wnodes_core.backends.libvirt.clone")
+    return bool(clone and clone.fit(vm, template))
+
+
+@hookimpl
 def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
     """Pause or resume a VM that this process started."""
     ours = (sys.modules.get(f"wnodes_core.backends.libvirt.{name}") for name in ("clone", "embed"))
