@@ -28,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wnodes_core import following, history, processes
+from wnodes_core import following, history, plugins, processes
 from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, Verdict, WnodesError
 from wnodes_core.files import remove_tree, write_atomic
 from wnodes_core.guest.channel import GuestChannel
@@ -263,6 +263,7 @@ def main() -> int:
     given = json.loads(orders)
     plan = Plan.from_dict(given["plan"])
     _settle_in(plan.folder)
+    plugins.keep_trace_stream()
     log_file = open(f"{plan.folder}/keeper.log", "a", buffering=1)  # noqa: SIM115 - lives as long as we do
     os.dup2(log_file.fileno(), 2)
     os.dup2(log_file.fileno(), 1)
