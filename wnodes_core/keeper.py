@@ -265,8 +265,7 @@ def main() -> int:
     _settle_in(plan.folder)
     plugins.keep_trace_stream()
     log_file = open(f"{plan.folder}/keeper.log", "a", buffering=1)  # noqa: SIM115 - lives as long as we do
-    os.dup2(log_file.fileno(), 2)
-    os.dup2(log_file.fileno(), 1)
+    os.dup2(os.dup2(log_file.fileno(), 1), 2)
     logging.basicConfig(stream=log_file, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     holding = Holding(given["daemon"], plan.lease, given["token"]) if given.get("token") else None
     try:

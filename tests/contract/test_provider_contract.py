@@ -54,7 +54,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 class TestSshfs(StorageContract):
-    plugin = "wnodes_core.storage.sshfs"
+    provider, name = "wnodes_core.storage.sshfs", "sshfs"
 
     def test_a_read_only_mount_is_served_read_only(self, attach, source: Path) -> None:
         made = attach(Mount(str(source), "/mnt/contract", True))

@@ -14,13 +14,14 @@ from typing import Any
 
 from wnodes_core import hookspecs
 
+# In this order: samples further down use what those above define.
 _TITLES = {
     "lrms": "Batch systems and policy",
     "image": "Images and disks",
     "storage": "Storage",
     "network": "Networks",
-    "template": "Warm start",
     "vm": "Hypervisors and observers",
+    "template": "Warm start",
 }
 _FIELD = re.compile(r":(param|returns|raises)\s*([^:]*):\s*(.*)", re.DOTALL)
 
@@ -29,14 +30,13 @@ def page(old: str) -> str:
     """The page anew; its beginning and its samples are taken from ``old``."""
     head = old.partition("\n## ")[0].rstrip() + "\n"
     samples = _samples(old)
-    return head + "".join(_section(module, samples) for module in hookspecs.ALL)
+    titles = list(_TITLES)
+    modules = sorted(hookspecs.ALL, key=lambda module: titles.index(_subject(module)))
+    return head + "".join(_section(module, samples) for module in modules)
 
 
-def specs() -> Iterator[tuple[str, inspect.Signature]]:
-    """Every hook in the order of the page, with its arguments."""
-    for module in hookspecs.ALL:
-        for name, function in _functions(module):
-            yield name, inspect.signature(function)
+def _subject(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
 
 
 def _functions(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -55,8 +55,7 @@ def _samples(old: str) -> dict[str, str]:
 
 
 def _section(module: ModuleType, samples: dict[str, str]) -> str:
-    subject = module.__name__.rpartition(".")[2]
-    text = f"\n## {_TITLES.get(subject, subject.capitalize())}\n"
+    text = f"\n## {_TITLES[_subject(module)]}\n"
     for name, function in _functions(module):
         text += _hook(name, function) + (f"\n{samples[name]}" if name in samples else "")
     return text

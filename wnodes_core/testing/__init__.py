@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from wnodes_core.testing.image import ImageContract
     from wnodes_core.testing.lrms import LrmsContract
     from wnodes_core.testing.policy import PolicyContract
+    from wnodes_core.testing.stage import public_copy
     from wnodes_core.testing.storage import StorageContract
+    from wnodes_core.testing.template import TemplateContract
 
 _HOMES = {
     "Answer": "calls",
@@ -35,6 +37,8 @@ _HOMES = {
     "PolicyContract": "policy",
     "StorageContract": "storage",
     "TaskCall": "calls",
+    "TemplateContract": "template",
+    "public_copy": "stage",
 }
 
 __all__ = [
@@ -49,6 +53,8 @@ __all__ = [
     "PolicyContract",
     "StorageContract",
     "TaskCall",
+    "TemplateContract",
+    "public_copy",
 ]
 
 

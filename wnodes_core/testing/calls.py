@@ -34,6 +34,7 @@ REFUSALS = {
 class Answer:
     """What the LRMS must see of one call.
 
+    ``silent`` says that the LRMS lets nobody read what this call prints, so that another one must tell.
     ``commands`` are how the argv lists begin that the hook runs, in order; ``stdout`` are words that
     it prints for the LRMS; ``files`` are files that it leaves (relative to the call's folder) and a
     word in each.
@@ -43,6 +44,7 @@ class Answer:
     commands: tuple[tuple[str, ...], ...] = ()
     stdout: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Call:
     ``script`` is the file in the adapter's ``hooks`` folder that the LRMS starts; '' where the LRMS
     calls no script of ours. ``asks`` is the request that is read, None for an ordinary job.
     ``refused`` is the error where the user's option is malformed; its answer stands under HOLD.
+    ``reads`` are the arguments that the script hands on to the adapter, where these are not its own.
+    ``as_user``: the LRMS starts it as the job's user, and not as root.
+    ``endless``: it prints line after line until the LRMS ends it with SIGTERM.
     ``{folder}`` in a word of ``argv`` or ``environ`` is the call's own empty folder.
     """
 
@@ -64,6 +69,9 @@ class Call:
     asks: VmRequest | None = None
     job_id: str = ""
     refused: type[errors.WnodesError] | None = None
+    endless: bool = False
+    as_user: bool = False
+    reads: tuple[str, ...] | None = None
     answers: Mapping[Outcome, Answer] = field(default_factory=dict)
 
     @property
@@ -84,7 +92,8 @@ class Call:
 
     def native(self, **changes: Any) -> NativeCall:
         """As ``wnodes_lrms_read`` gets it."""
-        parts = {"argv": (self.script, *self.argv), "environ": dict(self.environ), "stdin": self.stdin, **changes}
+        argv = self.argv if self.reads is None else self.reads
+        parts = {"argv": (self.script, *argv), "environ": dict(self.environ), "stdin": self.stdin, **changes}
         return NativeCall(self.phase, **parts)
 
     def placed(self, folder: Path) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -14,6 +14,7 @@
         def launch(self, line):            # how the LRMS starts the launcher for a shell line
             return Call("task", Phase.LAUNCH, "launch", argv=("--", "/bin/sh", "-c", line))
 
+``elsewhere`` names scripts that are no hooks of a job, and which test runs them.
 ``calls`` are captured from the real thing; among them at least one of an ordinary job and one that is
 refused. No test here knows an LRMS: what differs between them stands in the calls and their answers.
 """
@@ -22,7 +23,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from wnodes_core import hookspecs
 from wnodes_core.api import Phase
 from wnodes_core.plugins import Plugins
 from wnodes_core.testing.calls import Call, Facts, Live, Outcome, TaskCall
-from wnodes_core.testing.lrms_hooks import LrmsHooks
+from wnodes_core.testing.lrms_hooks import Adapter, LrmsHooks
 from wnodes_core.testing.lrms_scripts import LrmsScripts
 from wnodes_core.testing.lrms_task import LrmsTask
 from wnodes_core.testing.stage import Stage
@@ -56,6 +59,7 @@ class LrmsContract(LrmsHooks, LrmsScripts, LrmsTask):
     tasks: tuple[TaskCall, ...] = ()
     daemons: tuple[tuple[str, str], ...] = ()
     refused_code = 125
+    elsewhere: Mapping[str, str] = {}
 
     def launch(self, line: str) -> Call:
         """How the LRMS starts the launcher for the shell line ``line``, in a job that asked for a VM."""
@@ -84,16 +88,29 @@ class LrmsContract(LrmsHooks, LrmsScripts, LrmsTask):
         metafunc.parametrize(name, calls, ids=[call.name for call in calls])
 
     @pytest.fixture
-    def adapter(self) -> Any:
-        """The adapter's plug-in module."""
+    def module(self) -> Any:
+        """The adapter's plug-in."""
         return importlib.import_module(f"wnodes_{self.lrms}.plugin")
 
     @pytest.fixture
-    def stage(self, tmp_path: Path) -> Stage:
+    def adapter(self, module: Any) -> Adapter:
+        """The adapter as the core asks it."""
+        return Adapter(self.lrms, module)
+
+    @pytest.fixture
+    def public(self) -> Iterator[Path]:
+        """A folder that other users can walk into: pytest's own is private."""
+        folder = Path(tempfile.mkdtemp(prefix="wnodes-contract-", dir="/var/tmp"))
+        folder.chmod(0o755)
+        yield folder
+        shutil.rmtree(folder)
+
+    @pytest.fixture
+    def stage(self, public: Path) -> Stage:
         """The adapter's scripts, installed."""
         package = importlib.import_module(f"wnodes_{self.lrms}")
         scripts = self.scripts or Path(str(package.__file__)).parent / "hooks"
-        return Stage(tmp_path / "stage", scripts, f"wnodes_{self.lrms}", self.marks)
+        return Stage(public / "stage", scripts, f"wnodes_{self.lrms}", self.marks)
 
     # what is declared
 
@@ -113,7 +130,7 @@ class LrmsContract(LrmsHooks, LrmsScripts, LrmsTask):
         package = importlib.import_module(f"wnodes_{self.lrms}")
         scripts = self.scripts or Path(str(package.__file__)).parent / "hooks"
         there = {path.name for path in scripts.iterdir() if path.is_file() and not path.suffix}
-        called = {call.script for call in self.calls} | {self.launch("true").script}
+        called = set(self.elsewhere) | {call.script for call in self.calls} | {self.launch("true").script}
         assert there <= called, f"no call of {', '.join(sorted(there - called))}"
 
     # the plug-in
@@ -122,16 +139,16 @@ class LrmsContract(LrmsHooks, LrmsScripts, LrmsTask):
         found = {one.name: one for one in Plugins(lrms=self.lrms, builtins=(), scan=False).found}
         assert found[self.lrms].problem == ""
 
-    def test_the_needed_hooks_are_there_and_queries_have_their_parsers(self, adapter: Any) -> None:
+    def test_the_needed_hooks_are_there_and_queries_have_their_parsers(self, adapter: Adapter) -> None:
         assert not [name for name in NEEDED if not hasattr(adapter, name)]
         for query, parse in PAIRS:
             assert hasattr(adapter, query) == hasattr(adapter, parse), f"{query} without {parse}, or the reverse"
         if hasattr(adapter, "wnodes_lrms_advertise_query"):
             assert hasattr(adapter, "wnodes_lrms_advertise"), "an advertise_query that nobody reads"
 
-    def test_no_parameter_of_a_hook_has_a_default(self, adapter: Any) -> None:
+    def test_no_parameter_of_a_hook_has_a_default(self, module: Any) -> None:
         specs = {name: f for specs in hookspecs.ALL for name, f in vars(specs).items() if name.startswith("wnodes_")}
-        for name, function in vars(adapter).items():
+        for name, function in vars(module).items():
             if name.startswith("wnodes_lrms_"):
                 assert name in specs, f"{name}: no such hook"
                 ours = inspect.signature(function).parameters

@@ -59,7 +59,9 @@ class LrmsTask:
 
     def test_a_job_that_asked_for_a_vm_never_runs_bare(self, stage: Stage, refusal: Outcome) -> None:
         """Whatever wnodesd says, and if it is away: the command has not run, the code is ours, the user knows why."""
-        ran = stage.folder / "ran"
+        ran = stage.folder / "open" / "ran"
+        ran.parent.mkdir()
+        ran.parent.chmod(0o777)
         done = stage.run(self.launch(f"touch {shlex.quote(str(ran))}"), refusal)
         assert not ran.exists(), "it ran on the host"
         assert done.trapped == ""

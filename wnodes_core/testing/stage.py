@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from wnodes_core import tools
 from wnodes_core.testing import hookpython
@@ -16,6 +21,7 @@ from wnodes_core.testing.calls import Call, Outcome
 from wnodes_core.testing.hostile import Trap
 from wnodes_core.testing.standin import Daemon
 
+NOBODY = 65534
 PATIENCE_S = 60  # only so that a hook that hangs is a failure and not a night
 
 
@@ -79,12 +85,16 @@ class Stage:
         if folder is None:
             folder = self.folder / f"call{self._count}"
             folder.mkdir()
+            folder.chmod(0o777)
         trap = Trap(self.folder / f"trap{self._count}")
         self._write_python(broken=outcome is Outcome.BUG)
         self.notes.write_text("")
+        self.notes.chmod(0o666)
+        trap.folder.chmod(0o777)
         argv, environ = call.placed(folder)
         with Daemon(self.run_dir, outcome) as daemon:
-            code = self._run([str(self.hooks / call.script), *argv], trap.environ(environ), call.stdin, trap.folder)
+            words = [str(self.hooks / call.script), *argv]
+            code = self._run(words, trap.environ(environ), call, trap.folder)
         done = Run(code, self._text("stdout"), self._text("stderr"), folder, asked=daemon.asked, trapped=trap.told())
         for line in map(json.loads, self.notes.read_text().splitlines()):
             if "argv" in line:
@@ -97,9 +107,9 @@ class Stage:
     def _text(self, name: str) -> str:
         return (self.folder / name).read_text(errors="replace")
 
-    def _run(self, argv: list[str], environ: Mapping[str, str], stdin: bytes, cwd: Path) -> int:
+    def _run(self, argv: list[str], environ: Mapping[str, str], call: Call, cwd: Path) -> int:
         """Run with stdin as given, or closed where there is none: an LRMS may do either."""
-        (self.folder / "stdin").write_bytes(stdin)
+        (self.folder / "stdin").write_bytes(call.stdin)
         with (
             open(self.folder / "stdin", "rb") as given,
             open(self.folder / "stdout", "wb") as out,
@@ -112,14 +122,36 @@ class Stage:
                 stderr=err.fileno(),
                 environ=environ,
                 cwd=str(cwd),
-                before_exec=None if stdin else _close_stdin,
+                before_exec=lambda: _settle(close=not call.stdin, user=call.as_user),
             )
             try:
+                if call.endless:
+                    self._hear_a_line(child)
+                    child.terminate()
                 return child.wait(PATIENCE_S)
             finally:
                 child.kill()
 
+    def _hear_a_line(self, child: Any) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while "\n" not in self._text("stdout") and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
 
-def _close_stdin() -> None:
-    with suppress(OSError):
-        os.close(0)
+
+def public_copy(folder: Path) -> Path:
+    """A copy of captured files that the hooks' users can read, wherever the checkout lies; removed at our end."""
+    place = Path(tempfile.mkdtemp(prefix="wnodes-captured-", dir="/var/tmp"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    place.chmod(0o755)
+    shutil.copytree(folder, place / folder.name)
+    return place / folder.name
+
+
+def _settle(*, close: bool, user: bool) -> None:
+    if close:
+        with suppress(OSError):
+            os.close(0)
+    if user and os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)

@@ -12,7 +12,8 @@ from typing import Any
 from wnodes_core.agent.protocol import refusal
 from wnodes_core.testing.calls import REFUSALS, Outcome
 
-_STATUS = {"version": "0", "pid": 1, "since": 0, "accel": "tcg", "leases": 0, "state_dir": "/"}
+_CAPACITY = {"images": ["el9"], "references": ["el9:latest"], "accel": "tcg", "leases": 0}
+_STATUS = {"version": "0", "pid": 1, "since": 0, "accel": "tcg", "leases": 0, "state_dir": "/", "capacity": _CAPACITY}
 
 
 class Daemon:
@@ -29,6 +30,7 @@ class Daemon:
         if self.outcome is not Outcome.AWAY:
             self._listener = socket.socket(socket.AF_UNIX)
             self._listener.bind(str(self.path))
+            self.path.chmod(0o666)
             self._listener.listen(16)
             self._thread = threading.Thread(target=self._serve, args=(self._listener,), daemon=True)
             self._thread.start()
