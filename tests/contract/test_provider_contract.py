@@ -1,4 +1,4 @@
-"""Our own image sources and storage keep the contract of every provider."""
+"""Our own image sources keep the contract of every provider."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wnodes_core.api import Mount
-from wnodes_core.testing import ImageContract, StorageContract
+from wnodes_core.testing import ImageContract
 
 
 class TestCopy(ImageContract):
@@ -51,11 +50,3 @@ class TestWeb(ImageContract):
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *words: object) -> None:
         pass
-
-
-class TestSshfs(StorageContract):
-    provider, name = "wnodes_core.storage.sshfs", "sshfs"
-
-    def test_a_read_only_mount_is_served_read_only(self, attach, source: Path) -> None:
-        made = attach(Mount(str(source), "/mnt/contract", True))
-        assert b"-R" in Path(f"/proc/{made['process']['pid']}/cmdline").read_bytes().split(b"\0")
