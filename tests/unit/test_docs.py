@@ -10,6 +10,7 @@ from pathlib import Path
 import docs_kit
 import pytest
 
+from wnodes_core.api import VmRequest
 from wnodes_core.cli import parsers
 
 ROOT = docs_kit.DOCS.parent
@@ -18,6 +19,7 @@ GENERATED = ("cli.md", "settings.md")
 RUN_BY = {
     ("tutorial.md", "console"): "test_tutorial", ("howto-plugins.md", "console"): "test_tutorial",
     ("howto.md", "yaml"): "test_howto", ("howto.md", "python"): "test_howto",
+    ("network.md", "yaml"): "test_network_policy", ("network.md", "console"): "test_docs",
     ("hooks.md", "python"): "test_house", ("benchmarks.md", "sh"): "test_docs", ("index.md", "{toctree}"): "test_docs",
 }  # fmt: skip
 PAGES = sorted(path.name for path in docs_kit.DOCS.glob("*.md"))
@@ -69,6 +71,16 @@ def test_the_examples_of_the_command_line_are_in_its_grammar() -> None:
             parsers.build(each[1:]).parse_args(each[1:])
         except SystemExit as end:
             assert end.code == 0, each
+
+
+def test_requests_that_pages_show_are_in_the_grammar() -> None:
+    lines = [line for block in docs_kit.blocks("network.md") if block.language == "console" for line in block.text.splitlines()]
+    for line in lines:
+        words = shlex.split(line.removeprefix("$ "))
+        if words[0] == "wnodes":
+            assert parsers.build(words[1:]).parse_args(words[1:])
+        assert all(VmRequest.parse(word.removeprefix("--vm=")) for word in words if word.startswith("--vm="))
+    assert lines
 
 
 def test_the_toy_is_small() -> None:
