@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from wnodes_core import hookspecs
+from wnodes_core.cli import hookreference
 
 HERE = Path(__file__).resolve().parent.parent
 CORE = HERE / "wnodes_core"
@@ -211,6 +212,11 @@ def test_every_hook_is_documented_with_its_arguments() -> None:
     headings = set(re.findall(r"(?m)^### `(.+)`$", (HERE / "docs/hooks.md").read_text()))
     wanted = {f"{name}({', '.join(signature.parameters)})" for name, signature in specs().items()}
     assert headings == wanted
+
+
+def test_the_hook_reference_says_what_the_specs_say() -> None:
+    text = (HERE / "docs/hooks.md").read_text()
+    assert hookreference.page(text) == text, "run python -m wnodes_core.cli.reference docs"
 
 
 @pytest.mark.parametrize("name", sorted(specs()))

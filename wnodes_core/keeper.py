@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wnodes_core import following, history, processes
+from wnodes_core import following, history, plugins, processes
 from wnodes_core.errors import ChannelLost, GuestPanic, StateDirFull, Verdict, WnodesError
 from wnodes_core.files import remove_tree, write_atomic
 from wnodes_core.guest.channel import GuestChannel
@@ -248,6 +248,7 @@ def main() -> int:
     given = json.loads(orders)
     plan = Plan.from_dict(given["plan"])
     settle_in(plan.folder)
+    plugins.keep_trace_stream()
     log_into(f"{plan.folder}/keeper.log")
     holding = Holding(given["daemon"], plan.lease, given["token"]) if given.get("token") else None
     try:

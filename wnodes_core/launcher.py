@@ -182,11 +182,13 @@ def _become_keeper(receive: int, send: int, leave_family: bool) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(receive, 0)
         os.dup2(null, 1)
-        os.dup2(null, 2)
+        if os.environ.get("WNODES_TRACE") != "1":  # its trace goes where ours does
+            os.dup2(null, 2)
         # Everything else the task was given (Slurm's own pipes among it) stays with the task:
         # a copy here would hold them open after its end.
         os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
-        os.execve(sys.executable, [sys.executable, "-I", "-m", "wnodes_core.keeper"], clean_environment())
+        argv = [sys.executable, "-I", "-m", "wnodes_core.keeper"]
+        os.execve(sys.executable, argv, clean_environment(keep=("WNODES_TRACE",)))
     finally:
         os._exit(REFUSED)
 

@@ -13,9 +13,10 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import pluggy
 
@@ -34,6 +35,7 @@ BUILTINS = (
 LRMS_GROUP = "wnodes.lrms"
 PLUGIN_GROUP = "wnodes.plugins"
 API_LEVELS = (1,)
+_trace_stream: TextIO | None = None  # where a trace goes if not to stderr
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Plugins:
         scan: bool = True,
     ) -> None:
         self._manager = pluggy.PluginManager(PROJECT)
+        self._tracing = os.environ.get("WNODES_TRACE") == "1"
         for specs in hookspecs.ALL:
             self._manager.add_hookspecs(specs)
         self.found: list[Found] = []
@@ -69,8 +72,8 @@ class Plugins:
             self._scan()
         if lrms:
             self._load_lrms(lrms)
-        if os.environ.get("WNODES_TRACE") == "1":
-            self._trace()
+        if self._tracing:
+            self._manager.add_hookcall_monitoring(_say_if_nobody, lambda *_: None)
 
     @property
     def hook(self) -> Any:
@@ -99,6 +102,9 @@ class Plugins:
             try:
                 self._manager.register(plugin, name)
                 self._manager.check_pending()
+                self._check_defaults(plugin)
+                if self._tracing:
+                    self._trace(plugin, name)
             except Exception as error:  # noqa: BLE001 - pluggy validates the stranger's signatures
                 problem = f"{type(error).__name__}: {error}"
                 # pluggy keeps a half-registered plug-in (its own XXX says so): take it out.
@@ -129,16 +135,55 @@ class Plugins:
         if problem:
             raise BrokenPlugin(f"adapter {lrms!r}: {problem}")
 
-    def _trace(self) -> None:
-        def before(hook_name: str, methods: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            who = ", ".join(m.plugin_name for m in reversed(methods)) or "nobody"
-            print(f"wnodes: trace: {hook_name}({', '.join(kwargs)}) -> {who}", file=sys.stderr)
+    def _hooks_of(self, plugin: object) -> list[Any]:
+        callers = self._manager.get_hookcallers(plugin) or []
+        return [impl for caller in callers for impl in caller.get_hookimpls() if impl.plugin is plugin]
 
-        def after(outcome: Any, hook_name: str, methods: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            shown = repr(outcome.exception or outcome.get_result())[:200]
-            print(f"wnodes: trace: {hook_name} = {shown}", file=sys.stderr)
+    def _check_defaults(self, plugin: object) -> None:
+        for impl in self._hooks_of(plugin):
+            if impl.kwargnames:
+                names = ", ".join(impl.kwargnames)
+                raise TypeError(f"{impl.function.__name__}: {names} has a default, so it would never be passed")
 
-        self._manager.add_hookcall_monitoring(before, after)
+    def _trace(self, plugin: object, name: str) -> None:
+        for impl in self._hooks_of(plugin):
+            impl.function = _traced(impl.function, name)
+
+
+def keep_trace_stream() -> None:
+    """Let traces go on to what is stderr now, though stderr will be something else."""
+    global _trace_stream
+    if os.environ.get("WNODES_TRACE") == "1":
+        _trace_stream = os.fdopen(os.dup(2), "w", buffering=1)
+
+
+def _traced(function: Callable[..., Any], who: str) -> Callable[..., Any]:
+    """The function, telling of each call who was asked, what came of it and how long it took."""
+    name = function.__name__
+
+    def traced(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            result = function(*arguments)
+        except BaseException as error:
+            _tell(f"{name} by {who}: {error!r:.200}", began)
+            raise
+        _tell(f"{name} by {who}: {result!r:.200}", began)
+        return result
+
+    return traced
+
+
+def _say_if_nobody(hook_name: str, methods: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    if not methods:
+        _tell(f"{hook_name} by nobody: None", time.perf_counter())
+
+
+def _tell(text: str, began: float) -> None:
+    with contextlib.suppress(OSError, ValueError):  # whoever reads it may have gone
+        print(
+            f"wnodes: trace: {text} in {(time.perf_counter() - began) * 1e3:.2f} ms", file=_trace_stream or sys.stderr
+        )
 
 
 def _mentioned(group: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,8 +88,9 @@ def test_without_a_scan_strangers_are_not_loaded(installed: Any) -> None:
         (source_of("1").replace("wnodes_api = 1", ""), "wnodes_api is None"),
         (source_of("1").replace("(disk)", "(disk, colour)"), "colour"),
         (source_of("1").replace("wnodes_disk_create", "wnodes_disk_craete"), "wnodes_disk_craete"),
+        (source_of("1").replace("(disk)", "(disk=None)"), "disk has a default"),
     ],
-    ids=["raises", "missing-import", "syntax", "wrong-level", "no-level", "wrong-argument", "unknown-hook"],
+    ids=["raises", "missing-import", "syntax", "wrong-level", "no-level", "wrong-argument", "unknown-hook", "default"],
 )
 def test_a_broken_plugin_is_reported_and_harms_nobody(installed: Any, source: str, problem: str) -> None:
     installed("good", source_of("'good'"))
@@ -135,12 +137,16 @@ def test_trace_says_who_was_asked_and_what_came_of_it(
     monkeypatch.setenv("WNODES_TRACE", "1")
     plugins = Plugins(builtins=(), scan=False)
     plugins.register(provider("made"), "maker")
+    plugins.register(provider(None), "shy")
     plugins.hook.wnodes_disk_create(disk=DISK)
     plugins.hook.wnodes_disk_delete(disk=DISK)
     said = capsys.readouterr().err
-    assert "wnodes_disk_create(disk) -> maker" in said
-    assert "wnodes_disk_create = 'made'" in said
-    assert "wnodes_disk_delete(disk) -> nobody" in said
+    lines = [re.sub(r"in [\d.]+ ms", "in N ms", line) for line in said.splitlines()]
+    assert lines == [
+        "wnodes: trace: wnodes_disk_create by shy: None in N ms",
+        "wnodes: trace: wnodes_disk_create by maker: 'made' in N ms",
+        "wnodes: trace: wnodes_disk_delete by nobody: None in N ms",
+    ]
     monkeypatch.setenv("WNODES_TRACE", "0")
     quiet = Plugins(builtins=(), scan=False)
     quiet.hook.wnodes_disk_create(disk=DISK)

@@ -21,6 +21,7 @@ COMMANDS = {
     "lease": ("wnodes_core.cli.lease", "VMs of running jobs: list, show, trace, console, release"),
     "template": ("wnodes_core.cli.template", "booted guests that VMs are cloned from: list, build, remove"),
     "plugins": ("wnodes_core.cli.plugins", "list the plug-ins and adapters that are installed"),
+    "plugin": ("wnodes_core.cli.plugin", "begin a plug-in of your own"),
     "doctor": ("wnodes_core.cli.doctor", "check this node and say what to do about each finding"),
     "config": ("wnodes_core.cli.config", "check or show the settings"),
     "completion": ("wnodes_core.cli.completion", "print a completion script for a shell"),

@@ -1,8 +1,8 @@
 """The reference pages that are made from the code: ``python -m wnodes_core.cli.reference [FOLDER]``.
 
-Writes ``cli.md``, ``settings.md`` and ``wnodes.yaml.example`` into FOLDER (default ``docs``). Tests
-compare what lies there with what this makes. argparse's own help is not used, because its
-wording changes from one Python to the next.
+Writes ``cli.md``, ``settings.md`` and ``wnodes.yaml.example`` into FOLDER (default ``docs``), and brings the
+facts in its ``hooks.md`` up to date. Tests compare what lies there with what this makes. argparse's own
+help is not used, because its wording changes from one Python to the next.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from wnodes_core.cli import parsers
+from wnodes_core.cli import hookreference, parsers
 from wnodes_core.settings import show
 
 _HEAD = """\
@@ -87,7 +87,9 @@ def _cell(text: str) -> str:
 def main(argv: list[str]) -> int:
     """Write the pages."""
     folder = Path(argv[0] if argv else "docs")
-    for name, text in pages().items():
+    hooks = folder / "hooks.md"
+    made = {**pages(), hooks.name: hookreference.page(hooks.read_text(encoding="utf-8"))} if hooks.exists() else pages()
+    for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
         print(folder / name)
     return 0

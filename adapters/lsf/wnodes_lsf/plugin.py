@@ -42,8 +42,8 @@ def _submission(call: NativeCall) -> native.Submission | None:
             parameters = native.parse_parameters(file.read())
     except OSError:
         return None  # lsrun has none
-    words = list(call.argv[1:])
-    ours, theirs = words[: words.index("--")], words[words.index("--") + 1 :]
+    words = [*call.argv[1:], "--"]  # ours, "--", LSF's own
+    ours, theirs = words[: words.index("--")], words[words.index("--") + 1 : -1]
     additional = parameters.get("ADDITIONAL") or call.environ.get("LSB_SUB_ADDITIONAL", "")
     text = native.request_text(additional, [word for word in theirs if not word.startswith("-")])
     if text is None:
@@ -68,15 +68,23 @@ def wnodes_lrms_reply(call: NativeCall, error: errors.WnodesError | None, job: J
     del job
     shown = f"wnodes: {error}\n" if error else ""
     if call.phase is Phase.SUBMIT:
-        abort = call.environ.get("LSB_SUB_ABORT_VALUE", "")
-        return NativeReply(int(abort) if abort.isdecimal() else 97, stderr=shown) if error else _submitted(call)
+        return _refused(call, error) if error else _submitted(call)
     if call.phase is not Phase.PREPARE or error is None:
         return NativeReply(stderr=shown)
     return NativeReply(EXIT_ABORT_PRE if error.verdict is errors.Verdict.HOLD else EXIT_RETRY, stderr=shown)
 
 
+def _refused(call: NativeCall, error: errors.WnodesError) -> NativeReply:
+    abort = call.environ.get("LSB_SUB_ABORT_VALUE", "")
+    code = int(abort) if abort.isdecimal() and 0 < int(abort[:4]) < 256 else 97
+    return NativeReply(code, stderr=f"wnodes: {error}\n")
+
+
 def _submitted(call: NativeCall) -> NativeReply:
-    found = _submission(call)
+    try:
+        found = _submission(call)
+    except errors.WnodesError as error:  # the file has changed since it was read
+        return _refused(call, error)
     if found is None or not (found.changes or call.environ.get("LSB_SUB_MODIFY_ENVFILE")):
         return NativeReply()
     line, modify = f'{REQUEST}="{found.request.text()}"\n', "".join(f'{k}="{v}"\n' for k, v in found.changes.items())
