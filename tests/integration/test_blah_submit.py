@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import slurm_site
+from wnodes_htcondor import debs
 from wnodes_lsf.testing import Site, until
 
 pytestmark = [pytest.mark.lsf, pytest.mark.slurm, pytest.mark.guest]
@@ -25,7 +26,6 @@ blah_shared_directories=/
 
 def blahp(folder: Path, lrms: str, **where: object) -> dict[str, str]:
     """A private blahp beside the site: HTCondor's scripts, our attributes; the environment that it runs in."""
-    debs = pytest.importorskip("wnodes_htcondor.debs")
     location = folder / "blahp"
     shutil.copytree(debs.prefix("23") / "usr/libexec/blahp", location / "libexec/blahp", ignore=shutil.ignore_patterns("*_attributes.sh"))
     name = f"{lrms}_local_submit_attributes.sh"

@@ -156,7 +156,9 @@ def _told(error: CommandError, wanted: Wanted) -> WnodesError:
     with suppress(ValueError, KeyError, IndexError, TypeError):
         told: WnodesError = from_dict(json.loads(lines[-1]))
         return type(told)(f"template of {wanted.image.name}: {told.message}", hint=told.hint)
-    return TransientError(f"template of {wanted.image.name}: its builder failed: {error}")
+    log.info("template of %s: %s", wanted.image.name, error)  # with the whole traceback
+    why = lines[-1] if lines else str(error)
+    return TransientError(f"template of {wanted.image.name}: its builder failed: {why[:500]}", hint="wnodes doctor")
 
 
 class _telling:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,6 @@ from wnodes_core.templates.wanted import MOUNT_PORTS, Wanted
 
 if TYPE_CHECKING:
     from wnodes_core.templates.builder import Builder, Tell
-
-log = logging.getLogger(__name__)
 
 _SMALLEST_MIB = 128
 
@@ -89,7 +86,6 @@ class Chooser:
         try:
             self.builder(accel).build(wanted[0], tell)
         except WnodesError as error:
-            log.warning("%s", error)
             tell(f"no warm start: {error.message}")
         return self.find(wanted, size)
 
