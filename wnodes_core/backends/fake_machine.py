@@ -32,7 +32,7 @@ class _Qemu:
     def __init__(self, channels: dict[str, str], guest: socket.socket, fault: str) -> None:
         self.guest = guest
         self.cut = fault == "cut-channel"
-        self.deaf = fault == "clone-silent"
+        self.deaf = False
         self.seen = 0
         self.hosts: dict[str, socket.socket] = {}
         self.listeners: dict[str, socket.socket] = {}
@@ -193,6 +193,7 @@ def main(argv: list[str]) -> int:
     if host:
         _rest(host_end)
         qemu.call(host)
+        qemu.deaf = fault == "clone-silent"
         if fault == "clone-garbage":
             qemu.hosts[AGENT_PORT].sendall(os.urandom(4096))
     os.write(ready, b"ready")

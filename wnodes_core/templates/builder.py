@@ -10,6 +10,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -75,18 +76,29 @@ class Builder:
         Raises WnodesError for a guest that does not boot, rest or save here; nothing of it is left.
         """
         self.shelf.make()
+        began = time.time()
         with _telling(f"building a template of {wanted.image.name}", tell), self.shelf.building(wanted.id):
             found = self.shelf.find(wanted.id)
             if found is not None:
                 return found
-            folder = self._folder(wanted)
+            failure = self.shelf.failure(wanted.id, began)
+            if failure:
+                raise failure
             try:
-                self._run(wanted, folder)
-                template = self.shelf.put(_made(folder), folder)
-            finally:
-                self._clean(folder)
+                template = self._built(wanted)
+            except WnodesError as error:
+                self.shelf.note_failure(wanted.id, error)
+                raise
             self.shelf.purge(keep=wanted.id)
             return template
+
+    def _built(self, wanted: Wanted) -> Template:
+        folder = self._folder(wanted)
+        try:
+            self._run(wanted, folder)
+            return self.shelf.put(_made(folder), folder)
+        finally:
+            self._clean(folder)
 
     def sweep(self) -> None:
         """Undo what killed builders left, and throw away what can serve nobody any more."""
@@ -144,9 +156,13 @@ def _made(folder: Path) -> dict[str, Any]:
     with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ImageError(f"{folder / MADE}: want a file")
-        made = json.loads(file.read(_MAX_MADE))
+        text = file.read(_MAX_MADE)
+    try:
+        made = json.loads(text)
+    except ValueError:
+        made = None
     if not isinstance(made, dict):
-        raise ImageError(f"{folder / MADE}: want an object")
+        raise ImageError(f"{folder / MADE}: {text[:60]!r}: want a JSON object")
     return made
 
 

@@ -6,6 +6,7 @@
     ROOT/ID/…                memory, state, argv, disk: written once, only ever read
     ROOT/building-ID-…/      a builder's folder; ``made.json`` is its last word
     ROOT/.lock-ID            who builds (flock)
+    ROOT/.failed-ID          why the last build failed, and when
 
 A template appears by one rename. It may go at any time: clones have its files open, and a clone that
 comes too late is booted instead.
@@ -26,7 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wnodes_core.errors import ImageError
+from wnodes_core.errors import ImageError, WnodesError, from_dict
 from wnodes_core.files import full_disk_is_host_error, remove_tree, sync_folder, write_atomic
 from wnodes_core.model import Template
 
@@ -126,6 +127,19 @@ class Shelf:
             if fd is not None:
                 os.close(fd)
 
+    def note_failure(self, template_id: str, error: WnodesError) -> None:
+        """Leave word of a build that failed for those who waited for it."""
+        text = json.dumps({**error.to_dict(), "at": time.time()}).encode()
+        write_atomic(self.root / f".failed-{template_id}", text, mode=0o600)
+
+    def failure(self, template_id: str, since: float) -> WnodesError | None:
+        """Why the last build failed, if that was after ``since``: who waited meanwhile need not try the same again."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads((self.root / f".failed-{template_id}").read_bytes())
+            if told["at"] > since:
+                return from_dict(told)
+        return None
+
     def put(self, made: Mapping[str, Any], source: Path) -> Template:
         """Take what a builder left in ``source`` and put it on the shelf.
 
@@ -134,8 +148,11 @@ class Shelf:
 
         Raises ImageError for what is no template, StateDirFull.
         """
-        final = self.root / str(made["id"])
-        aside = self.root / f".gone-{made['id']}-{os.urandom(4).hex()}"
+        template_id = str(made.get("id"))
+        if not _ID.match(template_id):
+            raise ImageError(f"the builder left no template: id {template_id[:80]!r}")
+        final = self.root / template_id
+        aside = self.root / f".gone-{template_id}-{os.urandom(4).hex()}"
         with full_disk_is_host_error(self.root):
             aside.mkdir(mode=0o755)
             try:
@@ -207,8 +224,6 @@ def _seen(path: Path) -> list[Any]:
 def _moved_in(made: Mapping[str, Any], source: Path, aside: Path, final: Path) -> Template:
     try:
         template = Template.from_dict(made)
-        if template.id != final.name or not _ID.match(template.id):
-            raise ValueError(f"id {template.id!r}")
         memory = str(final / Path(template.memory).name) if template.memory else ""
         disks = tuple(replace(disk, path=str(final / Path(disk.path).name)) for disk in template.disks)
         template = replace(template, folder=str(final), memory=memory, disks=disks)
