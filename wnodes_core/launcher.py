@@ -57,6 +57,11 @@ def main(lrms: str, run_dir: str = "/run/wnodes") -> NoReturn:
     except WnodesError as error:
         _tell(getattr(adapter, "refusal", None), error)
         refuse(error, getattr(task, "exit_again", REFUSED) if error.again else REFUSED)
+    if not end.signal and end.code == getattr(task, "exit_again", None):
+        # The job's own code is not to be taken for our wish to run it anew.
+        print(f"wnodes: the job ended with {end.code}, our sign for another run: told as {REFUSED}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(REFUSED)
     finish(command, end)
 
 

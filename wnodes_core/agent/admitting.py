@@ -87,6 +87,8 @@ class Admitting:
         try:
             async with lock, self._turns[peer.uid]:
                 found = self._of_this_run(self._daemon.find(*key), owner, job)
+                if found:
+                    found.owner = owner  # this run's from now on: an earlier one's late end must not end it
                 return found or await self.admit(job, request_of(text), owner=owner)
         except WnodesError as error:
             raise await self._bounded(error, job, owner) from error

@@ -71,12 +71,19 @@ class Claiming:
         return {**facts, "launcher": {"pid": launcher.pid, "started": launcher.started}}
 
     async def abandon(self, lease: Lease) -> None:
-        """End what an earlier claim left, so that the lease is raised anew without the pool. Raises WnodesError."""
+        """End what an earlier claim left, so that the lease is raised anew without the pool."""
+        if slots_of(lease):
+            await self._daemon.whole(self._abandoned(lease))
+
+    async def _abandoned(self, lease: Lease) -> None:
         async with lease.lock:
             for resource in slots_of(lease):
                 lease.no_pool = lease.no_pool or "TransientError"
-                await self._daemon.slow(self._pool.undo, resource)
-                await self._daemon.quick(lease.journal.gone, resource)
+                try:
+                    await self._daemon.slow(self._pool.undo, resource)
+                    await self._daemon.quick(lease.journal.gone, resource)
+                except (WnodesError, OSError) as error:  # it stays in the journal: the lease's end tries again
+                    log.warning("slot %s: %s", resource.name, error, extra={"event": "pool", "lease": lease.id})
 
 
 def sees_the_same(pid: int) -> bool:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wnodes_core import processes
 from wnodes_core.agent import leases, requeueing
@@ -30,6 +30,7 @@ from wnodes_core.history import History
 from wnodes_core.model import Job, Process, VmRequest
 
 log = logging.getLogger("wnodesd")
+T = TypeVar("T")
 
 
 class Daemon:
@@ -67,6 +68,10 @@ class Daemon:
     async def fetching(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what waits for an image: a full node of such jobs must not keep others from their end."""
         return await asyncio.get_running_loop().run_in_executor(self._fetching, partial(function, *args, **kwargs))
+
+    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await ``work``; a cancelled caller leaves it to run to its end, with the locks that it holds."""
+        return await asyncio.shield(self.background(work, "a part of a launch"))
 
     def background(self, work: Coroutine[Any, Any, Any], what: str) -> asyncio.Task[Any]:
         """Run a coroutine on its own; a failure is logged, never lost."""

@@ -32,11 +32,15 @@ class Holding:
         Raises RequestError for anybody but the keeper this lease waits for.
         """
         lease = self._claimed(connection, message)
-        keeper = await self._daemon.quick(processes.read, connection.peer.pid, command_of_users=False)
-        if keeper is None or not identity.peer_alive(connection.peer):
-            raise RequestError(f"lease {lease.id}: the keeper ended while it claimed the lease")
-        async with lease.lock:
-            groups = await self._take(connection, lease, keeper)
+        lease.holding += 1  # nobody gives the lease up meanwhile
+        try:
+            keeper = await self._daemon.quick(processes.read, connection.peer.pid, command_of_users=False)
+            if keeper is None or not identity.peer_alive(connection.peer):
+                raise RequestError(f"lease {lease.id}: the keeper ended while it claimed the lease")
+            async with lease.lock:
+                groups = await self._take(connection, lease, keeper)
+        finally:
+            lease.holding -= 1
         self._daemon.unwatch(lease, "starter")
         self._daemon.say(lease, "held", reason=f"keeper {keeper.pid}")
         try:

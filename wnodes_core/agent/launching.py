@@ -27,6 +27,7 @@ class Launching:
         self._images = images
         self._warm = warm
         self._admitting = admitting
+        self._pool = pool
         self._claiming = Claiming(daemon, pool)
 
     async def launch(self, connection: Connection, message: dict[str, Any]) -> dict[str, Any] | None:
@@ -105,14 +106,15 @@ class Launching:
             plan = {**await self._plan(lease), **await self._port(lease)}
             if await self._pooled(connection, message, lease, plan, token):
                 return None
+            token = lease.new_token()  # what a keeper of the pool was told is void, and so is its timer
             await self._elected(lease)
-        except asyncio.CancelledError:
-            self._give_up(lease, lease.token_hash, "starter went away")
-            raise
         except WnodesError as error:
             bounded = await self._daemon.fail(lease, error)
             self._daemon.end(lease, bounded.message)
             raise bounded from error
+        except BaseException:  # also a bug's or a disk's: another task of the job may still be served
+            self._give_up(lease, lease.token_hash, "starter went away")
+            raise
         self._daemon.refuse_if_over(lease)
         return self._grant(lease, "start", token=token, plan=plan)
 
@@ -124,7 +126,11 @@ class Launching:
         if slot is None:
             return False
         starter, lease.starter = lease.starter, slot.keeper
-        await self._elected(lease, slot)
+        try:
+            await self._elected(lease, slot)
+        finally:
+            self._pool.noted(lease, slot)
+        self._daemon.refuse_if_over(lease)
         given = {**self._grant(lease, "pool"), "plan": plan, "token": token}
         if await self._claiming.hand_over(connection, message, lease, given, slot):
             return True
@@ -148,15 +154,21 @@ class Launching:
         """What root makes of the lease's network; its lock keeps an end from overtaking that."""
         if not lease.request.network:
             return {}
+        return await self._daemon.whole(self._attached(lease))
+
+    async def _attached(self, lease: Lease) -> dict[str, Any]:
         async with lease.lock:
             self._daemon.refuse_if_over(lease)
             made: dict[str, Any] = await self._daemon.slow(self._daemon.ports.attach, lease)
         return made
 
-    async def _elected(self, lease: Lease, slot: Slot | None = None) -> None:
+    async def _recorded(self, lease: Lease, slot: Slot | None) -> None:
         async with lease.lock:
             if lease.state is State.STARTING:
                 await self._daemon.quick(self._record, lease, slot)
+
+    async def _elected(self, lease: Lease, slot: Slot | None = None) -> None:
+        await self._daemon.whole(self._recorded(lease, slot))
         self._daemon.say(lease, "starting")
         self.watch_starter(lease, HOLD_S if slot else self._daemon.parts.hold_timeout_s)
         if lease.root:
@@ -179,6 +191,9 @@ class Launching:
 
     def _give_up(self, lease: Lease, token: str, why: str) -> None:
         if lease.state is State.STARTING and lease.token_hash == token:
+            if lease.holding:  # its keeper is just being let in, on a busy node
+                asyncio.get_running_loop().call_later(1.0, self._give_up, lease, token, why)
+                return
             lease.state = State.PREPARED
             self._daemon.say(lease, "unstarted", reason=why)
 

@@ -15,6 +15,7 @@ import re
 import secrets
 import threading
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -72,6 +73,7 @@ class Lease:
     ran: bool = False  # its keeper has said once that the VM runs
     image: Image | None = None
     no_pool: str = ""  # the kind of error that cost it a slot of the pool: it gets no other
+    holding: int = 0  # claims of keepers that are being carried out
     template: str = ""  # the one it was given to clone, held open for it
     fetch: asyncio.Task[Image] | None = None
     progress: str = ""
@@ -137,9 +139,9 @@ class Lease:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def changed(self) -> None:
-        """Return at the next ``notify``."""
-        await self._changed.wait()
+    def changed(self) -> Coroutine[Any, Any, object]:
+        """Returns, when awaited, at the first ``notify`` after this call (and not after its first step)."""
+        return self._changed.wait()
 
     def new_token(self) -> str:
         """A fresh secret for the next keeper; an earlier one is void from now on."""

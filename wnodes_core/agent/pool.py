@@ -179,10 +179,15 @@ class Pool:
             return
         log.info("slot %s: %s", name, why, extra={"event": "pool", "slot": name})
         self._busy.add(slot.uid)
+        self._let_go(slot)
+        await self._finish(slot)
+
+    async def _finish(self, slot: Slot) -> None:
         try:
-            self._let_go(slot)
-            await self._daemon.slow(_stop, slot)
-            await self._daemon.slow(self._slots.undo, name, slot.template.folder)
+            slot.control.close()
+            with suppress(Exception):  # whatever its keeper does, the rest is ended by uid
+                await self._daemon.slow(_stop, slot)
+            await self._daemon.slow(self._slots.undo, slot.name, slot.template.folder)
         finally:
             self._busy.discard(slot.uid)
             self._wanted.set()
@@ -214,10 +219,18 @@ class Pool:
         slot = next((slot for slot in fits if mounts <= slot.template.mount_ports), None)
         if slot:
             del self.idle[slot.name]
+            self._busy.add(slot.uid)  # until a journal names it: see noted()
             asyncio.get_running_loop().remove_reader(slot.control)
             self._claimed_at = time.monotonic()
             self._wanted.set()
         return slot
+
+    def noted(self, lease: Lease, slot: Slot) -> None:
+        """A taken slot's claim was noted, or came to nothing: then it is ended."""
+        if any(each.name == slot.name for each in slots_of(lease)):
+            self._busy.discard(slot.uid)
+        else:
+            self._daemon.background(self._finish(slot), f"end of slot {slot.name}")
 
     def undo(self, resource: Resource) -> None:
         """End a lease's slot; idempotent, blocks. Raises WnodesError, OSError."""

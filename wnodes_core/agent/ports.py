@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from wnodes_core.agent.leases import Lease
-from wnodes_core.errors import HostBusy, WnodesError
+from wnodes_core.errors import HostBusy, TransientError, WnodesError
 from wnodes_core.journal import Resource
 from wnodes_core.ports import Port
 from wnodes_core.settings.network import NetworkRule, NetworkSettings, span_of
@@ -54,7 +54,10 @@ class Ports:
                 return {"port": wanted.to_dict()}
             resource = lease.journal.making(KIND, port.device, **port.to_dict())
             self._taken[lease.id] = port
-            nic = self._hook().wnodes_port_attach(port=port)
+            try:
+                nic = self._hook().wnodes_port_attach(port=port)
+            except OSError as error:
+                raise TransientError(f"network {port.network!r}: {error}") from error
             lease.journal.made(resource)
         return {"port": port.to_dict(), "nic": nic.to_dict()}
 
@@ -74,7 +77,7 @@ class Ports:
                     continue
                 try:
                     self._hook().wnodes_port_attach(port=port)
-                except WnodesError as error:
+                except (WnodesError, OSError) as error:
                     log.error("port: %s", error, extra={"event": "port", "lease": lease})
 
     def _allotted(self, wanted: Port) -> Port | None:

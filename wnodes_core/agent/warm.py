@@ -45,6 +45,7 @@ class Warm:
         self._daemon = daemon
         self._state = _State()
         self._loading = asyncio.Lock()
+        self._one = asyncio.Lock()
 
     def _chooser(self) -> Chooser:
         return Chooser(self._daemon.settings, self._daemon.parts.backend())
@@ -87,7 +88,11 @@ class Warm:
         folder = await self._daemon.quick(os.lstat, template.folder)
         if folder.st_mode & stat.S_IXOTH or lease.job.uid == folder.st_uid:
             return
+        await self._daemon.whole(self._granted(lease, template))
+
+    async def _granted(self, lease: Lease, template: Template) -> None:
         async with lease.lock:
+            self._daemon.refuse_if_over(lease)
             await self._daemon.quick(self._grant, lease, template)
 
     def _grant(self, lease: Lease, template: Template) -> None:
@@ -113,13 +118,20 @@ class Warm:
 
     async def memory_of(self, template: Template) -> int:
         """The template's memory as a sealed open file, which stays ours to close. Raises WnodesError."""
+        loaded = self._state.loaded.get(template.id)
+        if loaded is None:
+            # To its end even if who asked has gone: what was loaded must be noted, or nobody closes it.
+            loaded = await self._daemon.whole(self._load(template))
+        loaded.used = time.monotonic()
+        return loaded.fd
+
+    async def _load(self, template: Template) -> _Loaded:
         async with self._loading:
             loaded = self._state.loaded.get(template.id)
             if loaded is None:
                 fd = await self._daemon.slow(sealed.load, template.memory, template.id)
-                loaded = self._state.loaded[template.id] = _Loaded(fd, 0.0)
-        loaded.used = time.monotonic()
-        return loaded.fd
+                loaded = self._state.loaded[template.id] = _Loaded(fd, time.monotonic())
+        return loaded
 
     async def of_pool(self, image: Image, accel: str, cpus: int) -> Template | None:
         """The template for clones that wait, built first unless the site forbids it; None if it cannot be had."""
@@ -169,6 +181,10 @@ class Warm:
         await asyncio.shield(going)
 
     async def _build(self, wanted: Wanted, chooser: Chooser, accel: str) -> None:
+        async with self._one:  # the memory that the next one sees free is free
+            await self._build_alone(wanted, chooser, accel)
+
+    async def _build_alone(self, wanted: Wanted, chooser: Chooser, accel: str) -> None:
         if available_mib() < wanted.base_mib + self._daemon.settings.warm.pool_min_free_mib:
             log.info("no template of %s: the node's memory is needed", wanted.image.name, extra={"event": "warm"})
             return

@@ -117,6 +117,8 @@ def _ip6(port: Port, six: Sequence[str]) -> list[str]:
     targets = [f"{_ND_TARGET} {int(ipaddress.IPv6Address(each)):#x}" for each in addresses]
     # RFC 4861, 4.2 and 4.5: a router's words; RFC 8415, 7.2: a DHCP server's port.
     return [
+        # The transport's header must stand in the first fragment, or the rules below see none of it.
+        "frag nexthdr != { tcp, udp, icmpv6 } drop",
         "icmpv6 type { nd-router-advert, nd-redirect } drop",
         "udp sport 547 drop",
         *(f"icmpv6 type nd-neighbor-advert {each} {own} accept" for each in targets),

@@ -46,6 +46,8 @@ def of_port(port: Port, number: int, node_mac: str, meter: int) -> list[str]:
         # By its MAC the node is reached from no tenant's network; the way above needs no switching.
         (30180, f"in_port={number},dl_dst={node_mac}", "drop"),
         (30180, f"in_port={number},udp,tp_src=67", "drop"),
+        # The switch knows no ports of fragments, of the first neither, and Linux puts them together again.
+        *((30180, f"in_port={number},{each},ip_frag=yes", "drop") for each in ("udp", "ipv6")),
         *((30170, f"{own},{match}", onwards) for match in _four(port)),
         *_six(port, number, own, onwards),
         (_LAST, f"in_port={number}", "drop"),
@@ -55,7 +57,8 @@ def of_port(port: Port, number: int, node_mac: str, meter: int) -> list[str]:
 
 def _to_node(port: Port) -> Iterator[str]:
     yield f"arp,arp_sha={port.mac},arp_spa={port.local},arp_tpa={port.node}"
-    ends = f"nw_src={port.local},nw_dst={port.node}"
+    # ip_frag=no: of a fragment the switch knows neither flags nor ports, and takes them for 0.
+    ends = f"nw_src={port.local},nw_dst={port.node},ip_frag=no"
     yield from (f"icmp,{ends},icmp_type={kind}" for kind in (0, 3, 8))
     yield f"tcp,{ends},tcp_flags=+ack"  # answers to what the node itself has begun
     yield f"tcp,{ends},tcp_flags=-syn"

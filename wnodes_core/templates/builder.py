@@ -50,6 +50,8 @@ class Account:
             entry = pwd.getpwnam(name)
         except KeyError:
             raise SettingsError(f"warm.build_user {name!r}: no such account on this node") from None
+        if entry.pw_uid == 0:
+            raise SettingsError(f"warm.build_user {name!r}: want an account without rights, as nobody")
         return cls(entry.pw_uid, entry.pw_gid)
 
     @property
@@ -96,18 +98,30 @@ class Builder:
         folder = self._folder(wanted)
         try:
             self._run(wanted, folder)
-            return self.shelf.put(_made(folder), folder)
+            made = _made(folder)
+            self._check(made, wanted)
+            return self.shelf.put(made, folder)
         finally:
             self._clean(folder)
 
     def sweep(self) -> None:
         """Undo what killed builders left, and throw away what can serve nobody any more."""
         for path in self.shelf.leftovers():
-            template_id = path.name.removeprefix("building-")[:ID_LENGTH]
+            template_id = path.name.removeprefix("building-").removeprefix(".gone-")[:ID_LENGTH]
             with self.shelf.building(template_id, wait=False) as alone:
                 if alone:
                     self._clean(path)
         self.shelf.purge()
+
+    def _check(self, made: dict[str, Any], wanted: Wanted) -> None:
+        """A guest that broke out of its builder may not pass for another's template."""
+        want = {"id": wanted.id, "image": wanted.image.digest, "accel": wanted.accel}
+        shape, disks = made.get("shape"), made.get("disks")
+        base = disks[0].get("base") if isinstance(disks, list) and disks and isinstance(disks[0], dict) else None
+        sizes = (shape.get("cpus"), shape.get("memory_mib")) if isinstance(shape, dict) else None
+        is_it = all(made.get(name) == value for name, value in want.items()) and made.get("way") in self.ways
+        if not is_it or base != wanted.image.path or sizes != (wanted.cpus, wanted.base_mib):
+            raise ImageError(f"the builder left another template than {wanted.id}")
 
     def _folder(self, wanted: Wanted) -> Path:
         name = f"building-{wanted.id}-{os.urandom(2).hex()}"

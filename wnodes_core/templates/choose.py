@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +45,9 @@ class Chooser:
 
     def wanted(self, image: Image, accel: str, size: Size) -> list[Wanted]:
         """The templates that a VM of this size could be cloned from, there or not, the best first."""
-        if size.mounts > MOUNT_PORTS:
+        # A node's restricted image is not for the account that builds: its jobs are booted.
+        closed = os.geteuid() == 0 and not os.stat(image.path).st_mode & stat.S_IROTH
+        if size.mounts > MOUNT_PORTS or closed:
             return []
         bases = bases_for(size.memory_mib, self._warm.base_memory_mib)
         found = (Wanted.of(image, accel, size.cpus, base_mib, self._hook) for base_mib in bases)

@@ -160,6 +160,8 @@ class Shelf:
                 seen = {name: _seen(aside / name) for name in _names(template)}
                 text = json.dumps({"template": asdict(template), "files": seen})
                 write_atomic(aside / MANIFEST, text.encode())
+                if not all(_is_for_all(path) for path in _needs(template)):
+                    os.chmod(aside, 0o700)  # who may not read the image may not read what was made of it
                 sync_folder(aside)
                 self.remove(template.id)
                 os.rename(aside, final)
@@ -213,6 +215,12 @@ def _names(template: Template) -> list[str]:
 def _needs(template: Template) -> list[str]:
     """Files of the image that a clone opens too."""
     return [disk.base for disk in template.disks if disk.base]
+
+
+def _is_for_all(path: str) -> bool:
+    with suppress(FileNotFoundError):
+        return bool(os.stat(path).st_mode & stat.S_IROTH)
+    return False
 
 
 def _seen(path: Path) -> list[Any]:

@@ -105,7 +105,7 @@ def test_what_is_told_of_a_run_that_came_to_nothing(tmp_path):
     )
     busy = errors.HostBusy("full")
     busy.again = True
-    assert [words[2] for words in task.refusal(busy, ad)] == ["ChirpWnodesRun", "ChirpWnodesAgain"]
+    assert [words[2] for words in task.refusal(busy, ad)] == ["ChirpWnodesRun", "ChirpWnodesAgain", "ChirpWnodesHold"]
     ad = {**environ(tmp_path, 'NumShadowStarts = 3\nChirpWnodesAgain = "wnodes: full"\n'), "WNODES_CHIRP": "/chirp"}
     assert task.refusal(busy, ad)[-1][-2:] == ("ChirpWnodesCode", "104")
     assert task.refusal(busy, {}) == ()  # without condor_chirp the exit code must do

@@ -58,7 +58,8 @@ SUBMIT_REQUIREMENT_WnodesImage_REASON = strcat("wnodes: vm_image '", VM_Image, \
 SUBMIT_REQUIREMENT_WnodesVm = VM is undefined || regexp("@VM_PATTERN@", VM) is true
 SUBMIT_REQUIREMENT_WnodesVm_REASON = strcat("wnodes: vm '", VM, \\
     "': want KEY=VALUE[,KEY=VALUE...] with image, cpus, memory, scratch, network, mount, start or trace")
-SUBMIT_REQUIREMENT_WnodesUniverse = (VM_Image is undefined && VM is undefined) || JobUniverse == 5
+SUBMIT_REQUIREMENT_WnodesUniverse = (VM_Image is undefined && VM is undefined) || \\
+    (JobUniverse == 5 && WantDocker isnt true && WantContainer isnt true)
 SUBMIT_REQUIREMENT_WnodesUniverse_REASON = "wnodes: vm_image and vm: want universe = vanilla"
 JOB_TRANSFORM_NAMES = $(JOB_TRANSFORM_NAMES) WnodesName Wnodes WnodesImage
 JOB_TRANSFORM_WnodesName @=end

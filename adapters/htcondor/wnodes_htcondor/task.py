@@ -92,7 +92,8 @@ def refusal(error: WnodesError, environ: Mapping[str, str]) -> tuple[tuple[str, 
     facts = {"ChirpWnodesRun": str(native.number_of(ad, "NumShadowStarts"))}
     text = native.quoted(f"wnodes: {error}")
     if error.again and "chirpwnodesagain" not in ad:
-        facts["ChirpWnodesAgain"] = text
+        # What an earlier run said of a hold is none of this one's.
+        facts |= {"ChirpWnodesAgain": text, "ChirpWnodesHold": "undefined"}
     else:
         facts["ChirpWnodesHold"] = text
         facts["ChirpWnodesCode"] = str(next(code for kind, code in SUB_CODES if isinstance(error, kind)))

@@ -55,6 +55,8 @@ class Monitor:
             raise errors.TransientError(f"VM {self._name}: its monitor does not listen: {error}") from error
         while True:
             said = self._line(deadline)
+            if time.monotonic() > deadline:  # a QEMU that never stops telling events
+                raise errors.TransientError(f"VM {self._name}: {command}: no answer in time")
             if "return" in said:
                 return said["return"]
             if "error" in said:

@@ -56,7 +56,8 @@ def _save_mapped(vm: Vm, process: Process, folder: Path) -> dict[str, str]:
         # libvirt's seccomp profile forbids QEMU to start programs, so the state goes to a socket of ours.
         embed.ask_monitor(vm.name, "migrate", uri=f"unix:{folder}/save.sock")
         _await_migration(vm.name)
-        done.wait(SAVE_TIMEOUT_S)
+        if not done.wait(SAVE_TIMEOUT_S):
+            raise errors.TransientError(f"VM {vm.name}: its state did not arrive within {SAVE_TIMEOUT_S:g} s")
     # The file's own name goes with the domain; this one stays.
     os.link(_memory_of(argv), folder / MEMORY)
     (folder / ARGV).write_text(json.dumps(argv))
