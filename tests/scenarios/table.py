@@ -19,7 +19,7 @@ words stands below; the suite compares that with what it sees, and fails where t
 (`WNODES_REGENERATE=1 scripts/test tests/scenarios` writes the page anew). LSF is a simulator of its protocol, all else is real.
 
 """
-TOOK = "Seconds, two emulated VMs at a time on two cores, other work beside: "
+TOOK = "Seconds, two emulated VMs at a time on two cores: "
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,13 +25,20 @@ def folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="wnt-", dir="/var/tmp"))
     folder.chmod(0o755)
     yield folder
-    left = [p for p in processes.table() if any(str(folder) in word for word in p.command) and processes.alive(p)]
+    deadline = time.monotonic() + 20  # a builder of templates that lost its wnodesd takes its guest down first
+    while (left := _of(folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     for process in left:
         processes.kill(process)
     log = folder / "t" / "site" / "log"
     print(log.read_text() if log.exists() else "")
     shutil.rmtree(folder)
     assert not left, [" ".join(process.command)[:200] for process in left]
+
+
+def _of(folder: Path) -> list[processes.Process]:
+    table = processes.table()
+    return [p for p in table if any(str(folder) in word for word in p.command) and processes.alive(p)]
 
 
 def tutorial(folder: Path, user: pwd.struct_passwd, when: str, **more: str) -> None:

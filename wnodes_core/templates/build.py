@@ -70,10 +70,16 @@ async def build(lifecycle: Lifecycle, template_id: str, way: str) -> Template:
 
 async def _first_that_works(plan: Plan, template_id: str, ways: list[str], hook: Any) -> Template:
     journal = Journal(f"{plan.folder}/journal")
+    building = asyncio.current_task()
+    assert building is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, building.cancel)
     for way in ways:
         lifecycle = Lifecycle(plan, journal, hook, Trace(), lambda text: print(text, file=sys.stderr))
         try:
             return await build(lifecycle, template_id, way)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(lifecycle.stop)
+            raise TransientError("told to end") from None
         except WnodesError as error:
             left = await asyncio.to_thread(lifecycle.stop)
             if way == ways[-1] or left:
@@ -87,7 +93,8 @@ def main() -> int:
     given = json.load(sys.stdin)
     plan = replace(Plan.from_dict(given["plan"]), template=None)
     libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # SIGTERM and not SIGKILL: whoever wanted this has gone, and the guest is taken down before we go too.
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.umask(0o077)
     os.chdir(plan.folder)
