@@ -53,6 +53,20 @@ def test_apply_check_uninstall(lab, tmp_path, capsys):
 
 
 @pytest.mark.condor
+@pytest.mark.parametrize(
+    "line", ["SINGULARITY_JOB = False", "SINGULARITY = /usr/bin/apptainer", 'SINGULARITY_IMAGE_EXPR = "x.sif"']
+)
+def test_a_later_file_that_would_put_vm_jobs_on_the_host_is_named(lab, tmp_path, capsys, line):
+    prefix = tmp_path / "hooks"
+    assert wnodes(lab, "apply", prefix, capsys)[0] == 0
+    (lab.config_d / "90-site.conf").write_text(line + "\n")
+    code, out, _ = wnodes(lab, "check", prefix, capsys)
+    assert code == 1 and f"overridden: {line.partition(' ')[0]} = " in out and "complete" not in out
+    (lab.config_d / "90-site.conf").unlink()
+    assert wnodes(lab, "check", prefix, capsys)[0] == 0
+
+
+@pytest.mark.condor
 def test_the_sites_own_runtime_and_expressions_are_kept(lab, tmp_path, capsys):
     own = tmp_path / "apptainer"
     own.write_text("#!/bin/sh\n")

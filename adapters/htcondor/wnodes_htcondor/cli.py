@@ -77,9 +77,12 @@ def _check(site: install.Site) -> int:
     missing = [step for step in install.plan(site) if not step.done]
     for step in missing:
         print(f"missing: {step.path}: {step.why}")
-    if not missing:
+    overridden = install.overridden(site)
+    for text in overridden:
+        print(f"overridden: {text}")
+    if not missing and not overridden:
         print("complete: hooks and configuration are as wanted")
-    return 1 if missing else 0
+    return 1 if missing or overridden else 0
 
 
 def _apply(site: install.Site) -> int:

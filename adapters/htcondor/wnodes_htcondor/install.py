@@ -173,6 +173,23 @@ def _filled(site: Site, text: str) -> str:
     return text
 
 
+def overridden(site: Site) -> list[str]:
+    """Settings of ours that a later file of the site's has changed: jobs that asked for a VM would run on the host."""
+    if "execute" not in site.roles or not (site.config_dir / EXECUTE_CONF).exists():
+        return []
+    wanted = {
+        "SINGULARITY": str(site.prefix / "runtime"),
+        "SINGULARITY_JOB": "VM_Image",
+        "SINGULARITY_IMAGE_EXPR": "wnodes:",
+    }
+    found = {name: site.config.get(name, "") for name in wanted}
+    return [
+        f"{name} = {value}: a later file than {EXECUTE_CONF} says so, and VM jobs would run on the host: want ours last"
+        for name, value in found.items()
+        if value and wanted[name] not in value
+    ]
+
+
 def warnings(site: Site) -> list[str]:
     """What a site has that harms its jobs."""
     if site.version >= HOOKS_SAFE_FROM:
