@@ -142,7 +142,19 @@ class Node:
         for step in self.steps:
             step.close()
         print(self.log.read_text())  # pytest shows it with a failure
-        shutil.rmtree(self.folder)
+        remove(self.folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a node's folder; a child that a killed daemon was waiting for (its probe) may still write there."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return shutil.rmtree(folder)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 class Step:
