@@ -75,7 +75,7 @@ class Warm:
 
     def gauges(self) -> dict[str, float]:
         """For the metrics."""
-        return {"templates": len(self._chooser().shelf.all()), "pool_idle": 0}
+        return {"templates": len(self._chooser().shelf.all())}
 
     def _size(self, lease: Lease, accel: str) -> Size:
         memory = guest_memory_mib(lease.request, lease.job, self._daemon.settings, accel)
