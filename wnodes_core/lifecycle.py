@@ -92,7 +92,7 @@ class Lifecycle:
 
     async def boot(self, start: Starter) -> Running:
         """A guest that was booted, with neither the job's user nor its mounts; ``start`` starts its hypervisor."""
-        vm = self._vm()
+        vm = replace(self._vm(), filesystems=await asyncio.to_thread(self._mounts.equip))
         with self._timed("overlay"):
             self._create_disk(self.plan.overlay)
             if self._agent == "cloud-init":
@@ -185,7 +185,8 @@ class Lifecycle:
                 await self._while_alive(self._set_up(running.channel))
             if self.plan.port:
                 with self._timed("network"):
-                    await self._while_alive(plug(self.plan, running.channel, self.hook, self.journal))
+                    plugged = plug(self.plan, running.channel, self.hook, self.journal)
+                    self._mounts.nic = await self._while_alive(plugged)
             with self._timed("mount"):
                 await self._while_alive(self._mounts.attach(running.channel))
             if self.plan.template:

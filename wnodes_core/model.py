@@ -17,6 +17,7 @@ __all__ = [
     "Boot",
     "Channel",
     "Disk",
+    "Filesystem",
     "Image",
     "ImageRef",
     "Job",
@@ -136,6 +137,21 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Filesystem:
+    """A host folder that is a device of the VM, from its start on.
+
+    ``kind`` is ``virtiofs`` (``source`` is the socket at which its server listens; the guest's memory is
+    shared with it) or ``9p`` (``source`` is the folder, which the hypervisor itself serves). The guest
+    mounts it by its ``tag``.
+    """
+
+    kind: str
+    source: str
+    tag: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class Vm:
     """What a backend starts. ``folder`` belongs to the lease and to the job's uid.
 
@@ -157,6 +173,7 @@ class Vm:
     cpuset: tuple[int, ...] = ()
     console: str = ""
     most_mib: int = 0
+    filesystems: tuple[Filesystem, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from wnodes_core.errors import HostError, ImageError, NoProvider, TransientError
+from wnodes_core.errors import HostError, ImageError, NoProvider, TransientError, WnodesError
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
-from wnodes_core.model import Mount
+from wnodes_core.model import Filesystem, Mount
 from wnodes_core.plan import MOUNT_PORT, Plan
+from wnodes_core.ports import Nic
 
 # The disk is known by its serial number, which needs no udev; each folder is one of its own on the disk.
 SHOW_SCRATCH = """
@@ -42,6 +43,41 @@ class Mounts:
         self._journal = journal
         self._hook = hook
         self._announce = announce
+        self.nic: Nic | None = None  # once the VM has one
+        self._facts = dict(plan.image.facts)
+        self._equipment: dict[int, dict[str, Any]] = {}  # by the mount's number
+        self._problems: dict[int, list[WnodesError]] = {}
+
+    def equip(self) -> tuple[Filesystem, ...]:
+        """What the VM must have from its start on for its mounts, made and journalled. Blocks.
+
+        Raises MountDenied. A provider that cannot serve is passed over, as in ``attach``.
+        """
+        found = (self._equipped(index, mount) for index, mount in enumerate(self._plan.mounts))
+        return tuple(Filesystem(**each["filesystem"]) for each in found if each)
+
+    def _equipped(self, index: int, mount: Mount) -> dict[str, Any] | None:
+        for name in self._plan.storage:
+            if needs_of(self._hook, name) != "device":
+                return None
+            with self._journal.making_it("attachment", f"{name} device of {mount.target}") as made:
+                try:
+                    found: dict[str, Any] | None = self._hook.wnodes_mount_equip(
+                        mount=mount, index=index, folder=self._plan.folder, guest=self._facts, provider=name
+                    )
+                except (NoProvider, HostError) as error:
+                    self._problems.setdefault(index, []).append(error)
+                    continue
+                if found:
+                    made["attachment"] = found
+                    self._equipment[index] = found
+                    self._tell(found)
+                    return found
+        return None
+
+    def _tell(self, attachment: dict[str, Any]) -> None:
+        if attachment.get("notice"):
+            self._announce(attachment["notice"])
 
     async def attach(self, channel: GuestChannel) -> None:
         """Mount all of them, scratch first, then parents first, in a guest that answers.
@@ -65,23 +101,28 @@ class Mounts:
 
     async def _mount(self, channel: GuestChannel, index: int, mount: Mount) -> None:
         socket_path = self._plan.mount_socket(index)
-        guest = {**channel.facts, "port": MOUNT_PORT.format(index)}
+        guest = {**channel.facts, "port": MOUNT_PORT.format(index), **self._made_for(index)}
         with self._journal.making_it("attachment", mount.target, socket=socket_path) as made:
-            attachment = self._attachment(mount, socket_path, guest)
+            attachment = self._attachment(index, mount, socket_path, guest)
             made["attachment"] = {key: value for key, value in attachment.items() if key != "guest"}
-        if attachment.get("notice"):
-            self._announce(attachment["notice"])
+        self._tell(attachment)
         for step in attachment["guest"]:
             done = await channel.run(**step)
             if done.code:
                 raise TransientError(f"mount {mount}: {done.stderr.decode(errors='replace').strip()[-500:]}")
 
-    def _attachment(self, mount: Mount, socket_path: str, guest: dict[str, Any]) -> dict[str, Any]:
+    def _made_for(self, index: int) -> dict[str, Any]:
+        nic = self.nic.to_dict() if self.nic else None
+        return {"nic": nic, "equipped": self._equipment.get(index), "export": self._plan.exports.get(str(index))}
+
+    def _attachment(self, index: int, mount: Mount, socket_path: str, guest: dict[str, Any]) -> dict[str, Any]:
         """The first provider in the site's order that can serve the mount.
 
         Raises NoProvider, or HostError if one of them found this host wanting.
         """
-        problems, sick = [], None
+        found = self._problems.get(index, [])
+        problems = [error.message for error in found]
+        sick = next((error for error in found if isinstance(error, HostError)), None)
         for name in self._plan.storage:
             try:
                 made: dict[str, Any] | None = self._hook.wnodes_mount_attach(
@@ -97,6 +138,18 @@ class Mounts:
         if sick:
             raise sick
         raise NoProvider(f"mount {mount}: nothing can serve it to this guest: {'; '.join(problems)}")
+
+
+def needs_of(hook: Any, provider: str) -> str:
+    """What a storage provider needs of the VM: '', ``device``, ``network`` or ``export`` (``wnodes_mount_usable``)."""
+    found = {each["provider"]: each.get("needs", "") for each in reversed(hook.wnodes_mount_usable())}
+    needs: str = found.get(provider, "")
+    return needs
+
+
+def needs_device(hook: Any, storage: Sequence[str], mounts: Sequence[Mount]) -> bool:
+    """Whether mounts that are served in this order want something in the VM that a clone cannot have."""
+    return bool(mounts) and needs_of(hook, storage[0]) == "device"
 
 
 def _below(mount: Mount, other: Mount) -> bool:

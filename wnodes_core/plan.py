@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from wnodes_core.errors import LimitExceeded, RequestError
-from wnodes_core.model import Boot, Channel, Disk, Image, Job, Mount, Template, Vm, VmRequest
+from wnodes_core.model import Boot, Channel, Disk, Filesystem, Image, Job, Mount, Template, Vm, VmRequest
 from wnodes_core.ports import Nic, Port
 
 AGENT_PORT = "org.wnodes.agent.0"
@@ -71,7 +71,8 @@ class Plan:
     ``port`` is its place in a network; its keeper makes it, unless wnodesd has and ``nic`` says what came of it.
     With ``slot`` it is a clone of the pool's, in that folder; ``fallback`` says what went wrong with one before.
     ``mount_ports`` and ``most_mib`` are given by a template's builder, whose guest has no mounts yet.
-    ``storage`` names the providers that may serve mounts, best first. ``scratch_at`` are the guest's
+    ``storage`` names the providers that may serve mounts, best first; ``exports`` is what wnodesd made for some, by
+    the mount's number. ``scratch_at`` are the guest's
     folders that lie on the scratch disk, whose file is in ``scratch_folder`` ('': with the lease).
     """
 
@@ -99,6 +100,7 @@ class Plan:
     nic: Nic | None = None
     slot: str = ""
     fallback: str = ""
+    exports: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -230,6 +232,7 @@ def vm_from_dict(data: Mapping[str, Any]) -> Vm:
             "channels": tuple(Channel(**channel) for channel in data["channels"]),
             "cpuset": tuple(data["cpuset"]),
             "boot": Boot(**boot) if boot else None,
+            "filesystems": tuple(Filesystem(**each) for each in data.get("filesystems", ())),
         }
     )
 
@@ -287,7 +290,7 @@ def make(
         host_commands=tuple(host_commands),
         template=None if request.scratch_mib else template,  # a template's guest has no such disk
         trace=request.trace == "yes",
-        storage=settings.storage.order,
+        storage=request.storage or settings.storage.order,
         scratch_mib=request.scratch_mib or 0,
         scratch_folder="" if settings.scratch.folder == "lease" else settings.scratch.folder,
         scratch_at=settings.scratch.shown_at,

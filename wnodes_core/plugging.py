@@ -20,18 +20,19 @@ APPEARS_S = 15.0  # for the guest's bus and driver; 0.2 s under TCG
 _LOOK_S = 0.02
 
 
-async def plug(plan: Plan, channel: GuestChannel, hook: Any, journal: Journal) -> None:
-    """Bring the VM into the network that its plan names; nothing to do for one that names none.
+async def plug(plan: Plan, channel: GuestChannel, hook: Any, journal: Journal) -> Nic | None:
+    """Bring the VM into the network that its plan names: its NIC, None for one that names none.
 
     Raises NoProvider, TransientError and what plug-ins raise.
     """
     if plan.port is None:
-        return
+        return None
     nic = plan.nic if plan.nic else await asyncio.to_thread(_attach, plan.port, hook, journal)
     if not await asyncio.to_thread(hook.wnodes_vm_plug, vm=plan.vm(()), nic=nic):
         raise NoProvider(f"network {plan.port.network!r}: this backend plugs no NIC of kind {nic.kind!r}")
     if nic.mac:  # a device that is no NIC needs no address
         await settle(channel, nic, plan.port.network)
+    return nic
 
 
 def _attach(port: Port, hook: Any, journal: Journal) -> Nic:

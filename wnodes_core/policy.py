@@ -1,6 +1,6 @@
 """What a job may have: the site's rules applied to one request, then the site's own plug-ins.
 
-Rules that match are put together in order: of ``default_image``, ``default_network``, ``max_cpus`` and
+Rules that match are put together in order: of ``default_image``, ``default_network``, ``storage``, ``max_cpus`` and
 ``max_memory_mib`` the last one given wins; ``mounts``, ``images``, ``networks`` and ``allow_mounts`` add up. Where
 no matching rule gives ``images`` or ``allow_mounts`` nothing is denied: mounts are served with the
 user's own rights anyway. A plug-in of ``wnodes_request_admit`` is the site's word too, so what it
@@ -79,7 +79,7 @@ def admit(
         return known[0]
 
     rule = rule_for(job, settings.policy, person)
-    request = replace(request, image=_image(request, rule))
+    request = replace(request, image=_image(request, rule), storage=rule.storage)
     request = _within_site_limits(request, job, rule, settings.vm.min_memory_mib)
     request = _with_scratch(request, rule)
     _check_asked_mounts(request.mounts, job, rule, person)
@@ -106,6 +106,7 @@ def rule_for(job: Job, rules: Iterable[Rule], person: Callable[[], Person]) -> R
             allow_mounts=_added(merged.allow_mounts, rule.allow_mounts),
             networks=_added(merged.networks, rule.networks),
             default_network=rule.default_network or merged.default_network,
+            storage=rule.storage or merged.storage,
             mounts=merged.mounts + tuple(m for m in rule.mounts if m not in merged.mounts),
             default_image=rule.default_image or merged.default_image,
             max_cpus=rule.max_cpus or merged.max_cpus,

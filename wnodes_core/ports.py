@@ -70,7 +70,7 @@ class Nic:
 
     ``kind``: ``user`` (QEMU's own network stack), ``tap`` (``device`` is there, ours to open) or
     ``pci`` (``device`` is a PCI address, ours to open). ``neighbours`` are (address, MAC) pairs the guest need
-    not ask for.
+    not ask for. ``node`` is the node's own address on this network, '' if it has none for the VM.
     """
 
     kind: str
@@ -81,6 +81,7 @@ class Nic:
     neighbours: tuple[tuple[str, str], ...] = ()
     dns: tuple[str, ...] = ()
     mtu: int = 0
+    node: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

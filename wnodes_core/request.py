@@ -137,6 +137,7 @@ class VmRequest:
     mounts: tuple[Mount, ...] = ()
     start: str = ""  # cold, warm or auto; '' = auto
     trace: str = ""  # yes: one line on stderr says where the start's time went
+    storage: tuple[str, ...] = ()  # who may serve its mounts, best first: the site's word, never the user's
 
     @classmethod
     def parse(cls, text: str) -> VmRequest:
@@ -192,7 +193,8 @@ class VmRequest:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VmRequest:
         """Back from ``to_dict``; trusted text only (our own journal and sockets)."""
-        return cls(**{**data, "mounts": tuple(Mount(**m) for m in data.get("mounts", ()))})
+        lists = {"mounts": tuple(Mount(**m) for m in data.get("mounts", ())), "storage": tuple(data.get("storage", ()))}
+        return cls(**{**data, **lists})
 
 
 def _mib(size: int | None) -> str:

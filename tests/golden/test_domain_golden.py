@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from wnodes_core.api import Boot, Channel, Disk, Vm
+from wnodes_core.api import Boot, Channel, Disk, Filesystem, Vm
 from wnodes_core.backends.libvirt import devices, domain, objects
 from wnodes_core.backends.libvirt.xml import Node
 
@@ -64,6 +64,10 @@ CASES = {
            channels=(AGENT, MOUNTS[0], Channel("org.wnodes.mount.1", ""))),
         template="saved", called=False,
     ),
+    "filesystems": domain.build(
+        vm(filesystems=(Filesystem("virtiofs", f"{LEASE}/fs0.sock", "wnodes0"), Filesystem("9p", "/da ta", "wnodes1", True)))
+    ),
+    "nine-p": domain.build(vm(filesystems=(Filesystem("9p", "/data", "wnodes0"),))),
     "bare": domain.build(vm(disks=(), channels=(), boot=None, console="")),
 }  # fmt: skip
 

@@ -15,7 +15,8 @@ from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.leases import Lease
 from wnodes_core.errors import CommandError, WnodesError
 from wnodes_core.journal import Resource
-from wnodes_core.model import Image, Template
+from wnodes_core.model import Image, Template, VmRequest
+from wnodes_core.mounting import needs_device
 from wnodes_core.plan import guest_memory_mib
 from wnodes_core.templates import Wanted, sealed
 from wnodes_core.templates.choose import Chooser, Size
@@ -53,7 +54,7 @@ class Warm:
     async def choose(self, lease: Lease, image: Image, accel: str) -> Template | None:
         """The template that this lease's VM is cloned from, made first if the request demands it; else None."""
         request, chooser = lease.request, self._chooser()
-        if request.start == "cold":
+        if request.start == "cold" or await self._daemon.quick(self._wants_devices, request):
             return None
         size = self._size(lease, accel)
         wanted = await self._daemon.quick(chooser.wanted, image, accel, size)
@@ -68,6 +69,10 @@ class Warm:
         except (WnodesError, OSError) as error:
             log.warning("template %s: %s", template.id, error, extra={"event": "warm", "lease": lease.id})
             return None
+
+    def _wants_devices(self, request: VmRequest) -> bool:
+        order = request.storage or self._daemon.settings.storage.order
+        return needs_device(self._daemon.parts.backend(), order, request.mounts)
 
     def images(self) -> set[str]:
         """Digests of the images that can start warm here. Blocks."""

@@ -14,7 +14,35 @@ if TYPE_CHECKING:
 def wnodes_mount_usable() -> dict[str, str]:
     """Called by ``wnodes doctor`` for what can serve mounts on this host.
 
-    :returns: ``{"provider": name, "problem": why not here, or ""}``, one a provider.
+    Also by whoever plans a VM, for what a provider needs of it.
+
+    :returns: ``{"provider": name, "problem": why not here, or "", "needs": …}``, one a provider. ``needs`` is ''
+        for a virtio-serial port, which every VM has for each mount; ``device`` for what must be in the VM
+        when it starts (``wnodes_mount_equip``), so that it cannot be a clone; ``network`` for a NIC; ``export``
+        for a NIC and something that wnodesd makes as root.
+    """
+
+
+@hookspec(firstresult=True)
+def wnodes_mount_equip(
+    mount: Mount, index: int, folder: str, guest: dict[str, Any], provider: str
+) -> dict[str, Any] | None:
+    """Called in the lease's keeper, as the job's user, before a VM is booted: what it must have for this mount.
+
+    Only a provider that ``needs`` a device is asked, one after the other in the site's order, and none that
+    stands behind one that needs none.
+
+    :param mount: host folder and guest folder.
+    :param index: the mount's number in the lease.
+    :param folder: the lease's own, for sockets.
+    :param guest: what the image's catalogue entry says of the guest.
+    :param provider: whose turn it is.
+    :returns: ``{"provider", "process": {pid, started} or None, "filesystem": {"kind", "source", "tag",
+        "read_only"}, "notice"}``; None to leave it to another provider. ``wnodes_mount_attach`` gets it back
+        as ``guest["equipped"]``, ``wnodes_mount_detach`` undoes it.
+    :raises MountDenied: the source is not a folder the user can read.
+    :raises NoProvider: this provider cannot serve it.
+    :raises HostError: it could, if this host had what it needs.
     """
 
 
@@ -27,11 +55,13 @@ def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any], p
 
     :param mount: host folder and guest folder.
     :param socket_path: Unix socket of a virtio-serial port reserved for this mount.
-    :param guest: facts the guest's agent told (``kernel``, ``sshfs``, ``machine``) and ``port``.
+    :param guest: facts the guest's agent told (``kernel``, ``sshfs``, ``machine``); ``port``; ``equipped``, what
+        ``wnodes_mount_equip`` made; ``nic`` as ``Nic.to_dict``; ``export``, what wnodesd exports for it; None for
+        what there is not.
     :param provider: whose turn it is; a plug-in that ignores it is asked first, for every mount.
-    :returns: ``{"provider", "process": {pid, started}, "guest": [...], "notice"}``: the gateway
-        that now serves it on the host, the commands that the agent runs as guest root to mount
-        it (arguments of ``GuestChannel.run``), words for the user or ''; None to leave it to
+    :returns: ``{"provider", "process": {pid, started} or None, "guest": [...], "notice"}``: the gateway
+        that now serves it on the host, if it is one of its own; the commands that the agent runs as guest
+        root to mount it (arguments of ``GuestChannel.run``); words for the user or ''; None to leave it to
         another provider.
     :raises MountDenied: the source is not a folder the user can read.
     :raises NoProvider: this provider cannot serve it to this guest.
@@ -43,6 +73,6 @@ def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any], p
 def wnodes_mount_detach(attachment: dict[str, Any]) -> bool | None:
     """Called to end a gateway; idempotent, and never blocked by a guest or a gateway that hangs.
 
-    :param attachment: what ``wnodes_mount_attach`` returned.
+    :param attachment: what ``wnodes_mount_attach`` or ``wnodes_mount_equip`` returned.
     :returns: True when it is gone, None if it is another provider's.
     """

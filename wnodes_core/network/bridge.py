@@ -215,6 +215,7 @@ def nic_of(port: Port, node_mac: str) -> Nic:
         neighbours=((port.node, node_mac),),
         dns=port.dns,
         mtu=port.mtu,
+        node=port.node,
     )
 
 

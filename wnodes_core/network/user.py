@@ -19,7 +19,13 @@ def wnodes_port_attach(port: Port) -> Nic | None:
     if port.kind != "user":
         return None
     return Nic(
-        "user", port.mac, addresses=(_ADDRESS,), routes=(Route("0.0.0.0/0", _GATEWAY),), dns=(_DNS,), mtu=port.mtu
+        "user",
+        port.mac,
+        addresses=(_ADDRESS,),
+        routes=(Route("0.0.0.0/0", _GATEWAY),),
+        dns=(_DNS,),
+        mtu=port.mtu,
+        node=_GATEWAY,
     )
 
 

@@ -79,6 +79,9 @@ class Rule:
         values.place,
         example=["~", "/data/{user}"],
     )
+    storage: tuple[str, ...] = setting(
+        (), "Storage providers for these jobs' mounts, best first, in place of storage.order.", example=["virtiofs"]
+    )
     networks: tuple[str, ...] | None = setting(
         None, "Networks allowed, or patterns. Not given: none and user only.", example=["user", "cms-*"]
     )

@@ -67,8 +67,8 @@ def wnodes_mount_usable() -> dict[str, str]:
     try:
         find_server()
     except HostError as error:
-        return {"provider": NAME, "problem": f"{error.message}; {error.hint}"}
-    return {"provider": NAME, "problem": ""}
+        return {"provider": NAME, "problem": f"{error.message}; {error.hint}", "needs": ""}
+    return {"provider": NAME, "problem": "", "needs": ""}
 
 
 @hookimpl

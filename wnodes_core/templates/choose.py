@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wnodes_core.errors import LimitExceeded, WnodesError
 from wnodes_core.model import Image, Template, VmRequest
+from wnodes_core.mounting import needs_device
 from wnodes_core.plan import DEFAULT_CPUS
 from wnodes_core.templates.shelf import Shelf
 from wnodes_core.templates.wanted import MOUNT_PORTS, Wanted
@@ -41,6 +42,7 @@ class Chooser:
         self._timeout_s = 2.0 * settings.vm.boot_timeout_s
         self._disabled = tuple(settings.plugins.disabled)
         self._hook = hook
+        self._storage = settings.storage.order
         self.shelf = Shelf(self._warm.folder, max_templates=self._warm.max_templates, max_mib=self._warm.max_mib)
 
     def wanted(self, image: Image, accel: str, size: Size) -> list[Wanted]:
@@ -74,7 +76,7 @@ class Chooser:
 
         Raises LimitExceeded if it demands a warm start that cannot be had at this size.
         """
-        if request.start == "cold":
+        if request.start == "cold" or needs_device(self._hook, request.storage or self._storage, request.mounts):
             return None
         if self.shelf.leftovers():
             self.builder(accel).sweep()

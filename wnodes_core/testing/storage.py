@@ -38,6 +38,7 @@ class StorageContract:
 
     provider = ""
     name = ""
+    needs = ""
 
     @pytest.fixture
     def hooks(self) -> Any:
@@ -82,7 +83,8 @@ class StorageContract:
             end.close()
 
     def test_it_says_that_it_is_usable_here(self, hooks: Any) -> None:
-        assert hooks.wnodes_mount_usable() == {"provider": self.name, "problem": ""}
+        told = {"needs": "", **hooks.wnodes_mount_usable()}
+        assert told == {"provider": self.name, "problem": "", "needs": self.needs}
 
     def test_attach_tells_all_that_is_needed(self, attach: Attach, source: Path) -> None:
         made = attach(source)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from wnodes_core.api import Boot, Channel, Disk, Vm, errors
+from wnodes_core.api import Boot, Channel, Disk, Filesystem, Vm, errors
 from wnodes_core.backends.libvirt import objects
 from wnodes_core.backends.libvirt.xml import Node
 
@@ -71,8 +71,8 @@ def build(
         uuid=vm_uuid(name),
         lease=vm.name,
         memory_mib=max(vm.memory_mib, vm.most_mib),  # what is not plugged in yet counts
-        memory_source="file" if template == "mapped" else None,
-        memory_access="shared" if template == "mapped" else None,
+        memory_source=_memory_source(vm, template),
+        memory_access="shared" if _memory_source(vm, template) else None,
         most_slots=1 if grows else None,
         most_unit="MiB" if grows else None,
         most_mib=vm.most_mib if grows else None,
@@ -98,6 +98,7 @@ def _devices(vm: Vm, cache: str, called: bool) -> tuple[Node, ...]:
     console = (objects.Serial(path=vm.console),) if vm.console else ()
     return (
         *disks,
+        *(_filesystem(each) for each in vm.filesystems),
         objects.Controller(type="usb", model="none"),
         objects.Controller(type="virtio-serial", index=0, ports=31),
         *console,
@@ -106,6 +107,28 @@ def _devices(vm: Vm, cache: str, called: bool) -> tuple[Node, ...]:
         objects.Rng(),
         objects.Panic(model="isa"),
         *((objects.VirtioMem(size_mib=vm.most_mib - vm.memory_mib),) if vm.most_mib > vm.memory_mib else ()),
+    )
+
+
+def _memory_source(vm: Vm, template: str) -> str | None:
+    """What the guest's memory is made of where another process has to see it; None for QEMU's own."""
+    if template == "mapped":
+        return "file"
+    return "memfd" if any(each.kind == "virtiofs" for each in vm.filesystems) else None
+
+
+def _filesystem(each: Filesystem) -> objects.FilesystemDevice:
+    if each.kind == "virtiofs":  # read-only is its server's and its mount's business: libvirt knows no such device
+        return objects.FilesystemDevice(driver="virtiofs", socket=_socket(each.source), tag=each.tag)
+    # squash: files are QEMU's user's, who is the job's, whatever the guest says. remap: files of several file
+    # systems below one folder keep different inode numbers.
+    return objects.FilesystemDevice(
+        access="squash",
+        multidevs="remap",
+        driver="path",
+        folder=each.source,
+        tag=each.tag,
+        read_only=True if each.read_only else None,
     )
 
 

@@ -108,6 +108,21 @@ class DiskDevice(Node):
 
 
 @dataclass(kw_only=True)
+class FilesystemDevice(Node):
+    """A host folder: behind a server's socket (virtiofs), or served by QEMU itself (9p, driver ``path``)."""
+
+    TAG: ClassVar[str] = "filesystem"
+    type: str = at("@type", "mount")
+    access: str = at("@accessmode", "passthrough")
+    multidevs: str | None = at("@multidevs")
+    driver: str = at("driver/@type")
+    socket: str | None = at("source/@socket")
+    folder: str | None = at("source/@dir")
+    tag: str = at("target/@dir")
+    read_only: bool | None = at("readonly")
+
+
+@dataclass(kw_only=True)
 class Controller(Node):
     """A bus; model ``none`` says that there is to be none of that type."""
 
