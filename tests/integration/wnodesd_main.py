@@ -21,7 +21,7 @@ from wnodes_core.journal import Journal
 from wnodes_core.model import Image, Job, Owner
 from wnodes_core.network import bridge
 from wnodes_core.settings.network import NetworkRule, NetworkSettings
-from wnodes_core.settings.schema import VmSettings, WarmSettings
+from wnodes_core.settings.schema import StorageSettings, VmSettings, WarmSettings
 
 
 class Hook:
@@ -151,6 +151,7 @@ def main():
         images=SimpleNamespace(folder=config["state_dir"] + "/images", fetch_timeout_s=60, purge=None),
         plugins=SimpleNamespace(disabled=()),
         warm=WarmSettings(folder=config["state_dir"] + "/templates"),
+        storage=StorageSettings(),
         vm=VmSettings(),
         network=networks(config.get("networks", [])),
         lrms={"fake": {"advertise": True, "node": "n0"}},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wnodes_core.agent import ending, leases
+from wnodes_core.agent import ending, leases, words
 from wnodes_core.agent.leases import State
 from wnodes_core.errors import BadRequest, WnodesError
 from wnodes_core.journal import Journal
@@ -75,13 +75,13 @@ def test_ids_are_short_unique_and_show_the_job():
 @pytest.mark.parametrize("word", ["", ".", "../x", "a/b", "a b", "x" * 65, None, 7, "a\n"])
 def test_words_that_become_file_names_are_checked(word):
     with pytest.raises(BadRequest, match="node"):
-        leases.check_word("node", word)
+        words.check_word("node", word)
 
 
 @pytest.mark.parametrize("data", [None, [], {"image": "x", "mounts": [{"a": 1}]}, {"nix": 1}, {"mounts": 5}])
 def test_odd_requests_are_refused(data):
     with pytest.raises(BadRequest, match="request"):
-        leases.request_of(data)
+        words.request_of(data)
 
 
 def test_undoing_goes_on_after_a_failure_and_again_later(lease):

@@ -38,7 +38,8 @@ class Admitting:
         self._daemon = daemon
         self._images = images
         self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_ONCE))
-        self._one_job: dict[tuple[str, str, str], asyncio.Lock] = {}
+        # By who claims, too: a claim that is forged is looked at for seconds, and keeps nobody else waiting.
+        self._one_job: dict[tuple[str, str, str, int], asyncio.Lock] = {}
 
     async def admit(self, job: Job, request: VmRequest, *, owner: Owner | None = None) -> Lease:
         """The job's lease, made now unless it is prepared already. ``owner``: identity proved by ancestry.
@@ -82,11 +83,12 @@ class Admitting:
         ``text`` is the request in its grammar, the user's own words. Raises WnodesError; its REQUEUE is bounded.
         """
         job = await self._claimed(peer, lrms, owner)
-        key = (lrms, job.job_id, job.node)
+        place = (lrms, job.job_id, job.node)
+        key = (*place, peer.uid)
         lock = self._one_job.setdefault(key, asyncio.Lock())
         try:
             async with lock, self._turns[peer.uid]:
-                found = self._of_this_run(self._daemon.find(*key), owner, job)
+                found = self._of_this_run(self._daemon.find(*place), owner, job)
                 if found:
                     found.owner = owner  # this run's from now on: an earlier one's late end must not end it
                 return found or await self.admit(job, request_of(text), owner=owner)
@@ -106,9 +108,9 @@ class Admitting:
             )
         return job
 
-    def claiming(self, lrms: str, owner: Owner) -> bool:
-        """Whether some process of this job has its claim looked at right now."""
-        return (lrms, owner.job_id, owner.node) in self._one_job
+    def claiming(self, peer: Peer, lrms: str, owner: Owner) -> bool:
+        """Whether a claim by this user to this job is looked at right now."""
+        return (lrms, owner.job_id, owner.node, peer.uid) in self._one_job
 
     def known(self, owner: Owner, lrms: str, hook: Any, peer: Peer) -> Lease | None:
         """The lease that this client may have: of this run of its job, where runs can be told apart."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from wnodes_core.agent import leases
+from wnodes_core.agent import leases, words
 from wnodes_core.agent.admitting import Admitting
 from wnodes_core.agent.claiming import HOLD_S, Claiming
 from wnodes_core.agent.daemon import Daemon, log
@@ -35,7 +35,7 @@ class Launching:
 
         None if the caller went away meanwhile. Raises WnodesError.
         """
-        lrms = leases.check_lrms(message.get("lrms"))
+        lrms = words.check_lrms(message.get("lrms"))
         lease, owner = await self._lease_of(connection, lrms, message.get("request"))
         self._daemon.refuse_if_over(lease)
         going = asyncio.ensure_future(self._granted(connection, message, lease, owner))
@@ -148,7 +148,7 @@ class Launching:
         plan: dict[str, Any] = await self._daemon.quick(
             self._daemon.parts.make_plan, *arguments, lease=lease.id, folder=lease.folder, template=template
         )
-        return {**plan, "fallback": lease.no_pool}
+        return {**plan, "fallback": lease.no_pool or lease.no_clone}
 
     async def _port(self, lease: Lease) -> dict[str, Any]:
         """What root makes of the lease's network; its lock keeps an end from overtaking that."""

@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import hmac
 import os
-import re
 import secrets
 import threading
 import time
@@ -24,13 +23,10 @@ from typing import Any
 
 from wnodes_core.agent.protocol import Connection, Peer
 from wnodes_core.agent.timing import Timing
-from wnodes_core.errors import BadRequest
 from wnodes_core.files import private_folder, sync_folder, write_atomic
 from wnodes_core.journal import Journal, Resource
 from wnodes_core.model import Image, Job, Owner, Process, VmRequest
 
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_LRMS = re.compile(r"[a-z][a-z0-9_]{0,15}\Z")
 ID_MAX = 32  # the lease's sockets must stay below 108 bytes (unix(7))
 
 
@@ -73,6 +69,7 @@ class Lease:
     ran: bool = False  # its keeper has said once that the VM runs
     image: Image | None = None
     no_pool: str = ""  # the kind of error that cost it a slot of the pool: it gets no other
+    no_clone: str = ""  # the kind of error that cost it a clone which it could have had
     holding: int = 0  # claims of keepers that are being carried out
     template: str = ""  # the one it was given to clone, held open for it
     fetch: asyncio.Task[Image] | None = None
@@ -162,42 +159,6 @@ def _digest(token: str) -> str:
 def boot_id() -> str:
     """The kernel's name for this boot: pids of another boot mean nothing."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def check_lrms(name: object) -> str:
-    """A batch system's name as a client gave it. Raises BadRequest."""
-    if not isinstance(name, str) or not _LRMS.match(name):
-        raise BadRequest(f"lrms {str(name)[:40]!r}: want a name as in slurm")
-    return name
-
-
-def check_word(role: str, word: object) -> str:
-    """A job id or node name that becomes part of a file's name. Raises BadRequest."""
-    if not isinstance(word, str) or not _WORD.match(word):
-        raise BadRequest(f"{role} {str(word)[:80]!r}: want letters, digits, '.', '_' and '-', at most 64")
-    return word
-
-
-def job_of(data: object, lrms: str) -> Job:
-    """The job's facts as root's hook sent them. Raises BadRequest."""
-    try:
-        job = Job(**data)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise BadRequest(f"job: {error}") from None
-    numbers = (job.uid, job.gid, job.cpus, job.memory_mib)
-    if any(type(n) is not int or n < 0 for n in numbers) or job.lrms != lrms:
-        raise BadRequest(f"job {job.job_id!r}: want numbers for uid, gid, cpus, memory_mib and lrms {lrms!r}")
-    check_word("job id", job.job_id)
-    check_word("node", job.node)
-    return job
-
-
-def request_of(data: object) -> VmRequest:
-    """The user's request as root's hook sent it. Raises BadRequest."""
-    try:
-        return VmRequest.from_dict(data)  # type: ignore[arg-type]
-    except (TypeError, ValueError, AttributeError) as error:
-        raise BadRequest(f"request: {error}") from None
 
 
 def new_id(job: Job) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from wnodes_core import __version__
-from wnodes_core.agent import leases
+from wnodes_core.agent import words
 from wnodes_core.agent.admitting import Admitting
 from wnodes_core.agent.daemon import Daemon
 from wnodes_core.agent.holding import Holding
@@ -65,14 +65,14 @@ class Operations:
         For root's hook; or for a process of the job itself, which is answered once it is known whose
         it is, unless it wants to ``wait`` for the outcome.
         """
-        lrms = leases.check_lrms(message.get("lrms"))
+        lrms = words.check_lrms(message.get("lrms"))
         if connection.peer.uid == 0:
-            job, request = leases.job_of(message.get("job"), lrms), leases.request_of(message.get("request"))
+            job, request = words.job_of(message.get("job"), lrms), words.request_of(message.get("request"))
             return {"ok": True, "lease": (await self.admitting.admit(job, request)).id}
         owner = await self.admitting.owner(connection.peer, lrms)
         claim = partial(self.admitting.claim, connection.peer, lrms, owner, message.get("request"))
         if not message.get("wait"):
-            if not self.admitting.claiming(lrms, owner):
+            if not self.admitting.claiming(connection.peer, lrms, owner):
                 self._daemon.background(claim(), f"preparation of job {owner.job_id}")
             return {"ok": True, "pending": True}
         lease = await claim()
@@ -81,12 +81,12 @@ class Operations:
 
     async def finish(self, connection: Connection, message: dict[str, Any]) -> Reply:
         """End a job's lease, if there is one; the job is over."""
-        lrms = leases.check_lrms(message.get("lrms"))
+        lrms = words.check_lrms(message.get("lrms"))
         if connection.peer.uid != 0:
             gone = await self.admitting.over(connection.peer, lrms, bool(message.get("wait")))
             return {"ok": True, "pending": not gone}
-        job_id = leases.check_word("job id", message.get("job_id"))
-        node = leases.check_word("node", message.get("node"))
+        job_id = words.check_word("job id", message.get("job_id"))
+        node = words.check_word("node", message.get("node"))
         over = [
             each
             for each in list(self._daemon.leases.values())

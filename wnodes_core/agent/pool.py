@@ -11,7 +11,7 @@ from typing import Any
 
 from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.leases import Lease
-from wnodes_core.agent.slots import Slot, Slots
+from wnodes_core.agent.slots import Slot, Slots, uid_of
 from wnodes_core.agent.warm import Warm, available_mib
 from wnodes_core.errors import WnodesError
 from wnodes_core.journal import Resource
@@ -43,6 +43,7 @@ class Pool:
         self._slots = Slots(daemon.settings.state_dir, daemon.parts.store)
         self.idle: dict[str, Slot] = {}  # the oldest first
         self._busy: set[int] = set()  # uids of slots that are being made or ended
+        self._stuck: set[int] = set()  # uids of slots that could not be ended; they are tried again
         self._wanted = asyncio.Event()
         self._claimed_at = 0.0
         self._failures: dict[str, tuple[int, float]] = {}
@@ -52,7 +53,6 @@ class Pool:
         """Sweep what an earlier wnodesd left; then keep the pool full until cancelled."""
         assert self._daemon.accel is not None
         await asyncio.wait({self._daemon.accel})
-        await self._sweep()
         while True:
             self._wanted.clear()
             try:
@@ -66,6 +66,7 @@ class Pool:
 
     async def _round(self) -> None:
         warm = self._daemon.settings.warm
+        await self._sweep()
         await self._shrink(warm.pool_min_free_mib)
         kept: set[str] = set()
         for rule in warm.pool:
@@ -160,10 +161,12 @@ class Pool:
         loop.add_reader(fd, ended)
 
     def _free_uid(self, uids: range) -> int:
-        used = {slot.uid for slot in self.idle.values()} | self._busy
-        names = [each.name for lease in self._daemon.leases.values() for each in slots_of(lease)]
-        used |= {int(name.partition("-")[0]) for name in names}
+        used = self._used_uids() | self._stuck
         return next((uid for uid in uids if uid not in used), 0)
+
+    def _used_uids(self) -> set[int]:
+        names = [each.name for lease in self._daemon.leases.values() for each in slots_of(lease)]
+        return {slot.uid for slot in self.idle.values()} | self._busy | {uid_of(name) for name in names}
 
     async def _shrink(self, least_mib: int) -> None:
         while self.idle and available_mib() < least_mib:
@@ -197,15 +200,16 @@ class Pool:
         slot.control.close()
 
     async def _sweep(self) -> None:
-        """Undo slots that no lease's journal names: their keepers ended with the wnodesd that had them."""
-        known = {each.name for lease in self._daemon.leases.values() for each in slots_of(lease)}
-        uids = {name.partition("-")[0] for name in known}
+        """Undo slots that are nobody's: of keepers that ended with their wnodesd, or whose end failed before."""
         for name in await self._daemon.quick(self._slots.names):
-            if name in known or name.partition("-")[0] in uids:
+            uid = uid_of(name)
+            if uid in self._used_uids():
                 continue
             try:
                 await self._daemon.slow(self._slots.undo, name)
+                self._stuck.discard(uid)
             except (WnodesError, OSError) as error:
+                self._stuck.add(uid)
                 log.error("slot %s: %s", name, error, extra={"event": "pool"})
 
     # -- giving out -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import re
@@ -110,13 +111,19 @@ class Slots:
         return []
 
 
+def uid_of(name: str) -> int:
+    """The uid that a slot of this name has."""
+    return int(name.partition("-")[0])
+
+
 def check_account(uid: int) -> None:
-    """A slot's uid is nobody's: what runs under it is ended without asking. Raises SettingsError."""
-    try:
+    """A slot's uid, its gid too, is nobody's: what runs under it is ended without asking. Raises SettingsError."""
+    with suppress(KeyError):
         name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return
-    raise SettingsError(f"warm.pool_uids: {uid} is the account {name!r}: want uids that nobody has")
+        raise SettingsError(f"warm.pool_uids: {uid} is the account {name!r}: want uids that nobody has")
+    with suppress(KeyError):
+        name = grp.getgrgid(uid).gr_name
+        raise SettingsError(f"warm.pool_uids: {uid} is the group {name!r}: want numbers that no group has either")
 
 
 def may_renice() -> bool:

@@ -35,7 +35,7 @@ class _Loaded:
 @dataclass
 class _State:
     loaded: dict[str, _Loaded] = field(default_factory=dict)
-    failed: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, tuple[float, str]] = field(default_factory=dict)  # until when, and the kind of error
     building: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
 
 
@@ -62,12 +62,15 @@ class Warm:
             await self._built(wanted[0], chooser, accel, lease)
         template: Template | None = await self._daemon.quick(chooser.find, wanted, size)
         if template is None:
+            failed = [self._state.failed[each.id][1] for each in wanted if each.id in self._state.failed]
+            lease.no_clone = failed[0] if failed and request.start == "warm" else ""
             return None
         try:
             await self._let_in(lease, template)
             return await self._with_memory(template, lease)
         except (WnodesError, OSError) as error:
             log.warning("template %s: %s", template.id, error, extra={"event": "warm", "lease": lease.id})
+            lease.no_clone = type(error).__name__
             return None
 
     def _wants_devices(self, request: VmRequest) -> bool:
@@ -174,7 +177,7 @@ class Warm:
 
     async def _built(self, wanted: Wanted, chooser: Chooser, accel: str, waiting: Lease | None) -> None:
         """Have it built, once for all who wait; a failure is noted and leaves them to boot."""
-        if time.monotonic() < self._state.failed.get(wanted.id, 0.0):
+        if time.monotonic() < self._state.failed.get(wanted.id, (0.0, ""))[0]:
             return
         going = self._state.building.get(wanted.id)
         if going is None:
@@ -197,7 +200,7 @@ class Warm:
         try:
             await self._daemon.slow(lambda: chooser.builder(accel).build(wanted))
         except (WnodesError, OSError) as error:
-            self._state.failed[wanted.id] = time.monotonic() + RETRY_S
+            self._state.failed[wanted.id] = time.monotonic() + RETRY_S, type(error).__name__
             log.warning("%s", error, extra={"event": "warm"})
             return
         seconds = round(time.monotonic() - began, 3)
