@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from wnodes_core.api import Boot, Channel, Disk, Vm
+from wnodes_core.api import Boot, Channel, Disk, Process, Vm
 from wnodes_core.backends.libvirt import plugin, probe
 from wnodes_core.backends.libvirt.console import boot_failure
 from wnodes_core.testing.backend import BackendContract
-from wnodes_core.tools import open_pidfd, run
+from wnodes_core.tools import alive, open_pidfd, run, spawn, table
 
 IMAGE = Path(os.environ.get("WNODES_WORK", "/var/lib/wnodes-work"), "images/minimal")
 BOOT_S = 90
@@ -108,6 +108,35 @@ def test_the_probe_answers_for_this_host(tmp_path: Path) -> None:
 def test_libvirt_is_loaded_only_when_a_vm_starts() -> None:
     program = "import sys, wnodes_core.backends.libvirt.plugin; sys.exit('libvirt' in sys.modules)"
     assert run([sys.executable, "-I", "-c", program], check=False).exit_code == 0
+
+
+LEARN = """
+import pathlib, sys
+from wnodes_core.backends.libvirt import domain, embed, memory
+memory.recall, memory.remember = (lambda *_: None), (lambda *_: None)
+embed.learn(pathlib.Path(sys.argv[1]), domain.emulator("x86_64"), "x86_64", sys.argv[1])
+"""
+
+
+def test_a_qemu_that_libvirt_was_asking_when_it_was_killed_does_not_stay(vm: Vm, tmp_path: Path) -> None:
+    starter = spawn([sys.executable, "-I", "-c", LEARN, str(tmp_path / "libvirt")])
+    asked = _wait_for_asked(starter.pid)
+    assert list(plugin._forgotten()) == [], "its libvirt lives: it is not forgotten"
+    starter.kill()
+    starter.wait(10)
+    assert alive(asked), "nothing to prove: it ended with its libvirt"
+    assert plugin.wnodes_vm_stop(vm)
+    assert not alive(asked)
+
+
+def _wait_for_asked(pid: int) -> Process:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        found = [each for each in table() if plugin.asked_by(each.command) == pid]
+        if found:
+            return found[0]
+        time.sleep(0.002)
+    raise AssertionError("libvirt asked no QEMU")
 
 
 def _end(starter) -> None:  # type: ignore[no-untyped-def]

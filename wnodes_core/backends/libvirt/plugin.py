@@ -15,11 +15,12 @@ from typing import Any
 from wnodes_core.api import Nic, Process, Template, Vm, errors, hookimpl
 from wnodes_core.backends.libvirt import devices, domain, host
 from wnodes_core.backends.libvirt.probe import probe, state_dir_of
-from wnodes_core.tools import kill, table
+from wnodes_core.tools import kill, read, table
 
 wnodes_api = 1
 KVM = "/dev/kvm"
 WAYS = ("mapped", "saved")
+_ASKED = re.compile(r"/proc/([1-9]\d*)/fd/\d+/lib/qemu/qmp-[^/]+/qmp\.pid\Z")
 _OVERLAY = re.compile(r'"driver":"file","filename":"([^"]+/overlay\.qcow2)"')
 _STOP_DEADLINE_S = 10.0
 
@@ -157,6 +158,8 @@ def wnodes_vm_ask_agent(vm: Vm, command: str, timeout_s: int) -> str | None:
 @hookimpl
 def wnodes_vm_stop(vm: Vm) -> bool:
     """End the VM's QEMU, whoever started it and wherever that got to."""
+    for process in _forgotten():
+        kill(process)
     return _end(vm.name)
 
 
@@ -197,6 +200,28 @@ def _end(name: str) -> bool:
         for process in found:
             kill(process, wait_s=left)
     return True
+
+
+def _forgotten() -> Iterator[Process]:
+    """QEMUs that libvirt started only to ask them what they can, and whose libvirt was killed: they wait for ever.
+
+    Theirs is a driver of ours: the folder of its files is an open one of the process that had it (``embed._short``).
+    """
+    me = os.getuid()
+    for process in table():
+        if me in (0, process.uid) and (asked := asked_by(process.command)) and read(asked) is None:
+            yield process
+
+
+def asked_by(command: tuple[str, ...]) -> int:
+    """The process whose libvirt started a QEMU of this argv to learn what it can; 0 if it is no such QEMU.
+
+    >>> asked_by(("qemu", "-machine", "none,accel=tcg", "-pidfile", "/proc/7/fd/9/lib/qemu/qmp-a/qmp.pid"))
+    7
+    """
+    options = dict(zip(command, command[1:], strict=False))
+    match = _ASKED.match(options.get("-pidfile", ""))
+    return int(match[1]) if match and options.get("-machine", "").startswith("none,") else 0
 
 
 def _find(name: str) -> Iterator[Process]:
