@@ -21,6 +21,7 @@ from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.images import Images
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.protocol import Peer
+from wnodes_core.agent.verdicts import run_name
 from wnodes_core.errors import BadRequest, CommandError, RequestError, TransientError, Verdict, WnodesError
 from wnodes_core.model import Job, Owner, VmRequest
 
@@ -138,8 +139,7 @@ class Admitting:
         raise problem
 
     async def _bounded(self, error: WnodesError, job: Job, owner: Owner) -> WnodesError:
-        attempt = f"no lease for the run of process {owner.root.pid}, born {owner.root.started}"
-        bounded: WnodesError = await self._daemon.quick(self._daemon.verdicts.bound, error, job.key, attempt)
+        bounded: WnodesError = await self._daemon.quick(self._daemon.verdicts.bound, error, job.key, run_name(owner))
         bounded.again = bounded.verdict is Verdict.REQUEUE
         log.warning("job %s: %s", job.key, bounded.message, extra={"event": "refused", "job": job.key})
         return bounded

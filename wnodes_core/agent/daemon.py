@@ -24,7 +24,7 @@ from wnodes_core.agent.ending import Undoer
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.metrics import Metrics
 from wnodes_core.agent.ports import Ports
-from wnodes_core.agent.verdicts import Verdicts
+from wnodes_core.agent.verdicts import Verdicts, run_name
 from wnodes_core.errors import WnodesError, from_dict
 from wnodes_core.history import History
 from wnodes_core.model import Job, Process, VmRequest
@@ -220,7 +220,8 @@ class Daemon:
 
     async def fail(self, lease: Lease, error: WnodesError) -> WnodesError:
         """Note why the lease came to nothing; the error to report, its REQUEUE bounded."""
-        bounded: WnodesError = await self.quick(self.verdicts.bound, error, lease.job.key, lease.id)
+        attempt = (lease.id, *([run_name(lease.owner)] if lease.owner else []))
+        bounded: WnodesError = await self.quick(self.verdicts.bound, error, lease.job.key, *attempt)
         if lease.error is None:
             bounded.again = requeueing.wanted(lease, bounded)
             lease.error = bounded.to_dict()
