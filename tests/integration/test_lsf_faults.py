@@ -182,7 +182,7 @@ def test_lsf_knows_how_many_vms_the_node_takes(minimal_image):
         until(path.exists, "capacity")
         assert path.stat().st_mode & 0o777 == 0o644
         free = f"\nslots {len(os.sched_getaffinity(0))}\n"
-        assert re.match(rf"wnodesd {counted.daemon} \d+{free}", path.read_text())
+        assert re.match(rf"wnodesd {counted.daemon.pid} \d+{free}", path.read_text())
         assert "\nimage debian12\n" in path.read_text()
         job = counted.submit("touch counting; sleep 100")
         until(lambda: "slots 1\n" in path.read_text(), lambda: path.read_text())

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from slurm_site import Site, wait_for
+from slurm_site import Site, until
 
 from wnodes_core import processes
 from wnodes_core.model import Image, Process
@@ -56,12 +56,12 @@ def _kill(site: Site, job: str, who: str) -> None:
     lease = site.wait_running(job)
     keeper = processes.read(lease["keeper_pid"])
     assert processes.kill(_victim(site, lease, who))
-    wait_for(lambda: _all_gone(lease, keeper), f"end of the VM after kill -9 of the {who}: {site.log()[-1500:]}", 8)
+    until(lambda: _all_gone(lease, keeper), lambda: f"end of the VM after kill -9 of the {who}: {site.log()[-1500:]}", 8)
 
 
 def _free(site: Site) -> None:
     site.assert_nothing_left()
-    wait_for(lambda: site.nodes() == {"idle"}, "idle node")
+    until(lambda: site.nodes() == {"idle"}, "idle node")
 
 
 @both
@@ -107,7 +107,7 @@ def test_job_goes_on_when_wnodesd_and_slurmd_are_killed_and_started_again(site: 
     node = site.lab.node_names[0]
     site.lab.kill_node(node)
     counted = (site.work / f"n-{job}").read_text()
-    wait_for(lambda: (site.work / f"n-{job}").read_text() != counted, "counting without slurmd")
+    until(lambda: (site.work / f"n-{job}").read_text() != counted, "counting without slurmd")
     site.lab.start_node(node)
     assert processes.alive(processes.read(before["keeper_pid"]))
     (site.work / f"stop-{job}").touch()
@@ -128,7 +128,7 @@ def test_job_ends_well_while_wnodesd_is_down_and_no_job_starts_bare(site: Site) 
         assert processes.alive(keeper)
         (site.work / f"stop-{job}").touch()
         assert site.ended(job)["ExitCode"] == "3:0"
-        wait_for(lambda: _all_gone(lease, keeper), "end of the VM without wnodesd", 8)
+        until(lambda: _all_gone(lease, keeper), "end of the VM without wnodesd", 8)
     finally:
         site.start_wnodesd()
     _free(site)
@@ -138,7 +138,7 @@ def _check_refusals(site: Site) -> None:
     """With wnodesd down a job gets its second chance later, one that must not be requeued is cancelled."""
     again, once = site.submit("echo bare", "--requeue"), site.submit("echo bare", "--no-requeue")
     assert site.ended(once)["JobState"] == "CANCELLED"
-    wait_for(lambda: (site.show(again)["Restarts"], site.show(again)["JobState"]) == ("1", "PENDING"), "requeue")
+    until(lambda: (site.show(again)["Restarts"], site.show(again)["JobState"]) == ("1", "PENDING"), "requeue")
     site.run_as(["scancel", again])
     for job in (again, once):
         assert site.output(job) == ""
@@ -154,9 +154,9 @@ def test_requeued_job_runs_again_in_a_fresh_vm(site: Site) -> None:
     script = "cat /proc/sys/kernel/random/boot_id; hostname; echo run-$SLURM_RESTART_COUNT\n"
     job = site.submit(f'{script}[ -n "$SLURM_RESTART_COUNT" ] || sleep 1000', "--open-mode=append", "--requeue")
     first = site.wait_running(job)
-    wait_for(lambda: "run-" in site.output(job), "first run")
+    until(lambda: "run-" in site.output(job), "first run")
     site.lab.run(["scontrol", "requeue", job])
-    wait_for(lambda: site.show(job)["Restarts"] == "1" and site.nodes() == {"idle"}, "end of the first run")
+    until(lambda: site.show(job)["Restarts"] == "1" and site.nodes() == {"idle"}, "end of the first run")
     site.assert_nothing_left()
     # Slurm holds a requeued job back for two minutes, and the credential of this second is revoked.
     site.lab.run(["scontrol", "update", f"JobId={job}", "StartTime=now+3"])

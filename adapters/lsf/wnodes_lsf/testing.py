@@ -7,78 +7,24 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import re
-import shutil
-import signal
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wnodes_core import command, processes
-from wnodes_core.agent import client
-from wnodes_core.images.store import Store
-from wnodes_core.model import Image, Process
-from wnodes_core.plugins import Plugins
+from wnodes_core import command
+from wnodes_core.model import Image
+from wnodes_core.testing import site
+from wnodes_core.testing.site import IMAGES, USER, add_image, make_user, text_of, until
 from wnodes_lsf import install
 from wnodes_lsf.simulator import lab
 
-USER = "wnodes-t1"
-IMAGES = Path("/var/tmp/wnodes-test-images")  # kept between runs: it holds nothing but the built image
+__all__ = ["IMAGES", "OVER", "USER", "Site", "add_image", "make_user", "until"]
+
 OVER = ("DONE", "EXIT")
-CONFIG = """\
-state_dir: {folder}/state
-run_dir: {folder}/run
-accel: tcg
-images:
-  folder: {images}
-warm:
-  build: {build}
-daemon:
-  sweep_interval_s: 2
-  log_level: debug
-lrms:
-  lsf:
-    environment:
-      PATH: {path}
-      LSF_ENVDIR: {envdir}
-{more}
-"""
 
 
-def make_user(name: str = USER) -> str:
-    """An ordinary user for tests; made once, found again."""
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        command.run(["useradd", "--create-home", "--shell", "/bin/bash", name])
-    return name
-
-
-def until(ready: Callable[[], object], what: Callable[[], str] | str, timeout_s: float = 30.0) -> Any:
-    """Wait until ``ready()`` is true and return what it gave."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := ready()):
-        said = what if isinstance(what, str) else what()
-        assert time.monotonic() < deadline, f"no {said} within {timeout_s:g} s"
-        time.sleep(0.03)
-    return value
-
-
-def add_image(image: Image) -> None:
-    """Enter the built image once as ``debian12``; at once if these very bytes are there."""
-    store = Store(IMAGES, Plugins(builtins=("wnodes_core.images.sources",), scan=False).hook)
-    if any(entry.disk.digest == image.digest for entry in store.entries()):
-        return
-    boot = image.boot
-    assert boot is not None
-    store.add(image.path, "debian12", kernel=boot.kernel, initrd=boot.initrd, cmdline=boot.cmdline)
-
-
-class Site:
+class Site(site.Site):
     """``with Site(image) as site:`` - up in about two seconds, down without a trace.
 
     ``settings`` is further YAML for wnodes.yaml, ``build`` when it makes templates, ``more_queues`` further
@@ -86,6 +32,8 @@ class Site:
     (``release="T"`` or ``"D"``, options of lsf.conf). Job ids are ``"101"``, or ``"101[2]"`` for an
     element of an array.
     """
+
+    lrms = "lsf"
 
     def __init__(
         self,
@@ -97,35 +45,29 @@ class Site:
         more_queues: str = "",
         **options: Any,
     ) -> None:
-        if image is not None:
-            add_image(image)
-        self.folder = Path(tempfile.mkdtemp(prefix="wnodes-lsf-", dir="/var/tmp"))
-        self.folder.chmod(0o755)
-        self.user = make_user()
-        self.work = self.folder / "work"  # the jobs' folder, the user's
-        self.work.mkdir()
-        shutil.chown(self.work, self.user, self.user)
+        super().__init__(image)
         options = {"JOB_TERMINATE_INTERVAL": 4, "LSB_SIM_MINUTE": 1, "LSB_SIM_RUNLIMIT_GRACE": 4, **options}
         self.lab = lab.Lab(self.folder / "lsf", queues=lab.QUEUES + more_queues, **options)
         self.generic = options.get("release", "T") == "T"
         self.queue_lines = dict(queue or {})
-        self.config = self.folder / "wnodes.yaml"
-        where = {"path": f"{self.lab.bindir}:{command.PATH}", "envdir": self.lab.envdir}
-        self.config.write_text(CONFIG.format(folder=self.folder, images=IMAGES, build=build, more=settings, **where))
-        self.daemon = 0
+        path = f"{self.lab.bindir}:{command.PATH}"
+        self.configure(settings=settings, build=build, PATH=path, LSF_ENVDIR=self.lab.envdir)
         self.node = os.uname().nodename.split(".")[0]  # as leases of this site name it
 
-    def __enter__(self) -> Site:
-        try:
-            self.lab.write()
-            (self.folder / "run").mkdir()
-            self.install()
-            self.start_wnodesd()
-            self.lab.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+    def raise_lrms(self) -> None:
+        """The simulator, with our hooks in its configuration before it starts."""
+        self.lab.write()
+        self.install()
+        self.start_wnodesd()
+        self.lab.start()
+
+    def end_lrms(self) -> None:
+        """All of the simulator's daemons."""
+        self.lab.down()
+
+    def lease_job(self, job: str) -> str:
+        """An array's element is ``101_2`` there."""
+        return job.replace("[", "_").rstrip("]")
 
     def install(self, **more: Any) -> None:
         """Connect wnodes to the cluster, as ``wnodes lsf install --apply`` does."""
@@ -139,61 +81,6 @@ class Site:
             text = re.sub(rf"(?m)(QUEUE_NAME = vm\n(?:(?!End Queue).*\n)*?){key} = .*\n", r"\1", text)
             text = text.replace("QUEUE_NAME = vm\n", f"QUEUE_NAME = vm\n{key} = {value}\n")
         path.write_text(text)
-
-    def __exit__(self, *_: object) -> None:
-        self.lab.down()
-        self.stop_wnodesd()
-        for process in self.ours():
-            processes.kill(process)
-        if os.environ.get("WNODES_TEST_KEEP") != "1":
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    # wnodesd
-
-    def start_wnodesd(self) -> None:
-        """Start the daemon and wait until it answers."""
-        log = os.open(self.folder / "wnodesd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        null = os.open(os.devnull, os.O_RDWR)
-        argv = [sys.executable, "-I", "-m", "wnodes_core.agent.server", "--config", str(self.config)]
-        actions = [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in ((null, 0), (log, 1), (log, 2))]
-        self.daemon = os.posix_spawn(argv[0], argv, dict(os.environ), file_actions=actions, setsid=True)
-        os.close(log)
-        os.close(null)
-        until(self._answers, lambda: f"wnodesd; its log: {self.log()[-2000:]}", 30)
-
-    def _answers(self) -> bool:
-        try:
-            return bool(self.ask({"op": "status"})["ok"])
-        except Exception:  # noqa: BLE001 - not yet
-            return False
-
-    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """One question to wnodesd, as root."""
-        return client.call(question, path=f"{self.folder}/run/wnodesd.sock", timeout_s=30)
-
-    def stop_wnodesd(self, number: int = signal.SIGTERM) -> None:
-        """End the daemon; its leases go on."""
-        if self.daemon:
-            os.kill(self.daemon, number)
-            os.waitpid(self.daemon, 0)
-            self.daemon = 0
-
-    def log(self) -> str:
-        """What wnodesd wrote."""
-        path = self.folder / "wnodesd.log"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def lease(self, job: str) -> dict[str, Any]:
-        """A job's lease, living or ended; {} if there is none."""
-        key = job.replace("[", "_").rstrip("]")
-        found = [e for e in self.ask({"op": "leases", "ended": True})["leases"] if e["job_id"] == key]
-        return found[-1] if found else {}
-
-    def wait_running(self, job: str, timeout_s: float = 90.0) -> dict[str, Any]:
-        """The job's lease once its guest runs."""
-        what = f"running VM of job {job}"
-        until(lambda: self.lease(job).get("keeper_state") == "running", lambda: f"{what}: {self.about(job)}", timeout_s)
-        return self.lease(job)
 
     def about(self, job: str) -> str:
         """All that helps to see what went wrong."""
@@ -232,28 +119,4 @@ class Site:
     def output(self, job: str) -> str:
         """What the job printed."""
         number, _, index = job.partition("[")
-        path = self.work / f"out-{number}-{index.rstrip(']') or 0}"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    # what is left
-
-    def ours(self) -> list[Process]:
-        """Living processes that belong to leases of this site: they name its folder."""
-        mark = str(self.folder / "state")
-        return [p for p in processes.table() if any(mark in word for word in p.command) and p.pid != os.getpid()]
-
-    def keepers(self) -> list[Process]:
-        """The keepers of this site's leases."""
-        pids = [e["keeper_pid"] for e in self.ask({"op": "leases"})["leases"] if e.get("keeper_pid")]
-        return [p for p in map(processes.read, pids) if p]
-
-    def assert_nothing_left(self, timeout_s: float = 20.0) -> None:
-        """No lease, process, folder, marker or journal of any job remains."""
-        until(lambda: not self._left(), lambda: f"clean node: {self._left()}", timeout_s)
-
-    def _left(self) -> list[str]:
-        left = [f"process {p.pid} {' '.join(p.command)[:80]}" for p in self.ours()]
-        for folder in ("state/leases", "state/journal", "run/lsf"):
-            path = self.folder / folder
-            left += [str(each) for each in path.iterdir()] if path.exists() else []
-        return left + [json.dumps(e)[:300] for e in self.ask({"op": "leases"})["leases"]]
+        return text_of(self.work / f"out-{number}-{index.rstrip(']') or 0}")

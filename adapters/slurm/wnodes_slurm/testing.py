@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import pwd
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from wnodes_core import command
+from wnodes_core.testing.site import USER, make_user, until
 from wnodes_slurm import install
 from wnodes_slurm.lab import Lab
 
-USER = "wnodes-t1"
+__all__ = ["USER", "Cluster", "make_user", "until"]
+
 _RECORDER = """\
 #!/bin/sh
 echo "$SLURM_JOB_ID|$SLURMD_NODENAME|$WNODES_ARGV0|$*" >> {record}
@@ -23,24 +22,6 @@ _PYTHON = """\
 #!/bin/sh
 exec {python} -I {hook} {folder} "$3"
 """
-
-
-def make_user(name: str = USER) -> str:
-    """An ordinary user for tests; made once, found again."""
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        command.run(["useradd", "--create-home", "--shell", "/bin/bash", name])
-    return name
-
-
-def until(ready: Callable[[], object], what: str, timeout_s: float = 30.0) -> object:
-    """Wait until ``ready()`` is true and return what it gave."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := ready()):
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s:g} s"
-        time.sleep(0.03)
-    return value
 
 
 class Cluster:
