@@ -71,6 +71,7 @@ class Nic:
     ``kind``: ``user`` (QEMU's own network stack), ``tap`` (``device`` is there, ours to open) or
     ``pci`` (``device`` is a PCI address, ours to open). ``neighbours`` are (address, MAC) pairs the guest need
     not ask for. ``node`` is the node's own address on this network, '' if it has none for the VM.
+    ``offload`` False: checksums are the guest's own work, for what takes its frames completes none.
     """
 
     kind: str
@@ -82,6 +83,7 @@ class Nic:
     dns: tuple[str, ...] = ()
     mtu: int = 0
     node: str = ""
+    offload: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

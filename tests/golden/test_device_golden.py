@@ -30,6 +30,19 @@ CASES = {
 </interface>
 """,
     ),
+    "tap of a switch in user space": (
+        Nic("tap", MAC, device="wnt1a2b3c4d", offload=False),
+        f"""<interface type="ethernet">
+  <mac address="{MAC}"/>
+  <target dev="wnt1a2b3c4d" managed="no"/>
+  <model type="virtio"/>
+  <driver>
+    <host csum="off"/>
+  </driver>
+  <rom enabled="no"/>
+</interface>
+""",
+    ),
     "pci": (
         Nic("pci", MAC, device="0000:3b:02.1"),
         """<hostdev mode="subsystem" type="pci" managed="no">
@@ -78,6 +91,8 @@ def test_a_clone_s_qemu_is_given_the_same() -> None:
     netdev, device = devices.orders(CASES["tap"][0], "pci.5")
     assert netdev == {"type": "tap", "id": "hostnet0", "ifname": "wnt1a2b3c4d", "script": "no", "downscript": "no"}
     assert device["host_mtu"] == 9000
+    assert "csum" not in device
+    assert devices.orders(CASES["tap of a switch in user space"][0], "pci.5")[1]["csum"] is False
     assert devices.orders(CASES["pci"][0], "pci.5") == (
         {}, {"driver": "vfio-pci", "id": "hostdev0", "host": "0000:3b:02.1", "bus": "pci.5"},
     )  # fmt: skip

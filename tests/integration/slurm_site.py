@@ -70,6 +70,10 @@ class Site(site.Site):
         text = self.lab.run(["scontrol", "-o", "show", "job", job])
         return dict(word.partition("=")[::2] for word in text.split() if "=" in word)
 
+    def show_text(self, job: str) -> str:
+        """All of ``scontrol show job``."""
+        return self.lab.run(["scontrol", "-o", "show", "job", job])
+
     def ended(self, job: str, timeout_s: float = 120.0) -> dict[str, str]:
         """The fields of a job once it is over on every node."""
         until(lambda: self.show(job)["JobState"] in OVER, f"end of job {job}: {self.show(job)}", timeout_s)

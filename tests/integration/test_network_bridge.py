@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -20,13 +19,13 @@ from typing import Any
 import pytest
 
 from wnodes_core.api import Nic, Port, errors, mac_of
-from wnodes_core.network import bridge, filters, names
+from wnodes_core.network import bridge, names, tables
 from wnodes_core.network.links import links
 from wnodes_core.tools import run
 
 sys.path.insert(0, str(Path(__file__).parent))
-from netns_kit import BROADCAST, Namespace, Seen, Tap, Wiretap, arp, ipv6, ping, tcp, udp, veth  # noqa: E402
-from network_kit import NODE, Vm, came, forbidden, outside  # noqa: E402
+from netns_kit import BROADCAST, Namespace, Seen, Wiretap, arp, came, ping, tcp, udp, veth  # noqa: E402
+from network_kit import NODE, Vm, outside  # noqa: E402
 
 pytestmark = pytest.mark.net
 SITE_MAC = "06:00:00:00:00:01"
@@ -127,25 +126,6 @@ def test_vms_of_one_network_meet_on_one_node_and_across_two(nodes: Any, node: No
     assert other.tap.frames() == []
 
 
-def test_what_a_guest_may_not_send_gets_nowhere(nodes: Any, node: Node, stack: contextlib.ExitStack) -> None:
-    vm, near, far = Vm(stack, node, "evil"), Vm(stack, node, "near", host=11), Vm(stack, nodes[1], "far")
-    wire = outside(stack, node)
-    host = Wiretap(node.space, names.bridge(vm.port))  # what the node itself gets
-    stack.callback(host.close)
-    allowed = vm.udp(far.ip)
-    vm.tap.send(allowed)
-    assert came(wire.frames(), allowed), "the measure works"
-    near.tap.frames(), far.tap.frames(), host.frames()
-    got = {}
-    for what, frame in forbidden(vm).items():
-        vm.tap.send(frame)
-        seen = {"near": near.tap.frames(0.02), "wire": wire.frames(0.02), "node": host.frames(0.02)}
-        if any(seen.values()):
-            got[what] = {where: [each.hex() for each in frames] for where, frames in seen.items() if frames}
-    assert got == {}
-    assert far.tap.frames() == []
-
-
 def test_the_way_to_the_node_never_leaves_the_machine(nodes: Any, node: Node, stack: contextlib.ExitStack) -> None:
     vm, near = Vm(stack, node, "one", node_ports=(2049,)), Vm(stack, node, "two", host=11)
     wire = outside(stack, node)
@@ -204,49 +184,6 @@ def test_the_node_is_no_router_between_networks(node: Node, stack: contextlib.Ex
     assert [Seen.of(frame) for frame in other.tap.frames() if Seen.of(frame).kind == 0x800] == []
 
 
-def test_a_closed_network_reaches_itself_and_what_is_allowed(node: Node, stack: contextlib.ExitStack) -> None:
-    vm = Vm(stack, node, closed=True, allow=("10.1.0.0/16", "192.0.2.0/28"))
-    wire = outside(stack, node)
-    for receiver, passes in (("10.1.0.1", True), ("192.0.2.9", True), ("192.0.2.16", False), ("10.2.0.1", False), ("198.51.100.1", False), ("255.255.255.255", False), ("224.0.0.251", False)):
-        frame = vm.udp(receiver)
-        vm.tap.send(frame)
-        assert came(wire.frames(0.05), frame) is passes, receiver
-    vm.tap.send(arp(vm.mac, vm.ip, "10.1.0.1"))
-    assert len(wire.frames()) == 1
-
-
-def test_ipv6_where_the_network_has_it(node: Node, stack: contextlib.ExitStack) -> None:
-    six = "fd00:1::1:10"
-    vm = Vm(stack, node, addresses=("10.1.1.10/16", f"{six}/64"))
-    wire = outside(stack, node)
-    own, all_nodes = filters.link_local6(vm.mac), ("33:33:00:00:00:01", "ff02::1")
-
-    def target(address: str) -> bytes:
-        return bytes(4) + socket.inet_pton(socket.AF_INET6, address)
-
-    for frame in (
-        ipv6(vm.mac, BROADCAST, six, "fd00:1::1:11", 128, bytes(4)),
-        ipv6(vm.mac, *all_nodes[:1], six, all_nodes[1], 136, target(six)),
-        ipv6(vm.mac, *all_nodes[:1], own, all_nodes[1], 136, target(own)),
-        ipv6(vm.mac, *all_nodes[:1], "::", all_nodes[1], 135, target(six)),
-        ipv6(vm.mac, *all_nodes[:1], six, all_nodes[1], 135, target("fd00:1::1")),
-    ):
-        vm.tap.send(frame)
-        assert came(wire.frames(0.05), frame)
-    for what, frame in {
-        "another's address": ipv6(vm.mac, BROADCAST, "fd00:1::1:99", "fd00:1::1:11", 128, bytes(4)),
-        "neighbour advertisement for another": ipv6(vm.mac, *all_nodes[:1], six, all_nodes[1], 136, target("fd00:1::1")),
-        "from nowhere": ipv6(vm.mac, BROADCAST, "::", "fd00:1::1:11", 128, bytes(4)),
-        "solicitation from nowhere for another": ipv6(vm.mac, *all_nodes[:1], "::", all_nodes[1], 135, target("fd00:1::1")),
-        "router advertisement": ipv6(vm.mac, *all_nodes[:1], own, all_nodes[1], 134, bytes(12)),
-        "redirect": ipv6(vm.mac, *all_nodes[:1], own, all_nodes[1], 137, bytes(36)),
-        "router advertisement behind a header": ipv6(vm.mac, *all_nodes[:1], own, all_nodes[1], 0, b"\x3a\0\x01\x04" + bytes(4) + b"\x86" + bytes(15), header=60),
-        "DHCPv6 server": ipv6(vm.mac, BROADCAST, six, "fd00:1::1:11", 0, struct.pack("!HHHH", 547, 546, 8, 0), header=17),
-    }.items():  # fmt: skip
-        vm.tap.send(frame)
-        assert wire.frames(0.03) == [], what
-
-
 def test_a_rate_holds_both_ways(node: Node, stack: contextlib.ExitStack) -> None:
     vm = Vm(stack, node, rate_mbit=8)
     wire, site = outside(stack, node), Wiretap(node.wire, "site-a")
@@ -260,56 +197,6 @@ def test_a_rate_holds_both_ways(node: Node, stack: contextlib.ExitStack) -> None
     # 8 Mbit/s are 1 MB/s: 580 kB at once are cut to what the burst and the moment let through.
     assert 20_000 < out < 300_000
     assert 20_000 < back < 300_000
-
-
-def test_the_bridge_comes_with_the_first_and_goes_with_the_last(node: Node) -> None:
-    one, two = node.port("one"), node.port("two", host=11)
-    node.attach(one), node.attach(two)
-    assert node.detach(one) is True
-    assert f"169.254.80.11 dev {names.bridge(two)}" in node.space.sh("ip", "route")
-    assert "169.254.80.10" not in node.space.sh("ip", "route")
-    assert node.detach(two) is True
-    assert node.detach(two) is True  # nothing is there to be removed: fine
-    assert node.left() == []
-
-
-@pytest.mark.parametrize("what", ["bridge", "tap", "rules"])
-def test_what_others_removed_is_made_again(node: Node, stack: contextlib.ExitStack, what: str) -> None:
-    port, other = node.port("one"), node.port("two", host=11)
-    for each in (port, other):
-        node.attach(each)
-        stack.callback(node.detach, each)
-    if what == "rules":
-        node.space.sh("nft", "flush", "ruleset")
-    else:
-        node.space.sh("ip", "link", "del", names.bridge(port) if what == "bridge" else port.device)
-    for each in (port, other):
-        node.attach(each)
-    found = node.space.run(links)
-    assert found[port.device].master == found[other.device].master == found["up-a"].master == names.bridge(port)
-    tap = Tap(node.space, port.device, port.mac)
-    wire = outside(stack, node)
-    tap.send(udp(port.mac, BROADCAST, "10.1.1.10", "10.1.0.1"))
-    tap.send(udp(port.mac, BROADCAST, "10.1.1.11", "10.1.0.1"))
-    assert len(wire.frames()) == 1
-    tap.close()
-
-
-def test_a_bridge_deleted_under_us_is_no_obstacle_to_the_end(node: Node) -> None:
-    port = node.port("one")
-    node.attach(port)
-    node.space.sh("ip", "link", "del", names.bridge(port))
-    assert node.detach(port) is True
-
-
-def test_a_name_that_is_taken_is_left_to_its_owner(node: Node) -> None:
-    port = node.port("one")
-    node.space.sh("ip", "link", "add", port.device, "type", "bridge")
-    with pytest.raises(errors.TransientError, match=rf"the name {port.device} is taken on this node by another device"):
-        node.attach(port)
-    assert node.detach(port) is True
-    assert port.device in node.space.run(links)
-    node.space.sh("ip", "link", "del", port.device)
 
 
 def test_an_uplink_that_is_missing_or_the_node_s_own_is_refused(node: Node) -> None:
@@ -383,6 +270,18 @@ def test_a_death_at_any_moment_is_undone_and_hurts_nobody_else(node: Node, stack
         wire = outside(stack, node)
         neighbour.tap.send(neighbour.udp("10.1.0.1"))
         assert len(wire.frames()) == 1
+
+
+def test_tables_are_listed_and_deleted_as_nft_would(node: Node) -> None:
+    made = ["netdev wnodes-a", "bridge wnodes-a", "inet site", "ip wnodes-a"]
+    for each in made:
+        node.space.sh("nft", "add", "table", *each.split())
+    node.space.sh("nft", "add", "chain", "bridge", "wnodes-a", "input", "{ type filter hook input priority 0; }")
+    assert node.space.run(tables.tables) == set(made)
+    node.space.run(tables.remove, ["bridge wnodes-a", "netdev wnodes-a", "netdev wnodes-never"])
+    assert node.space.sh("nft", "list", "tables").splitlines() == ["table inet site", "table ip wnodes-a"]
+    node.space.run(tables.remove, ["inet site", "ip wnodes-a"])
+    node.space.run(tables.remove, ["inet site", "ip wnodes-a"])
 
 
 def test_many_at_once_are_independent(node: Node) -> None:

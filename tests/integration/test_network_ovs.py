@@ -18,8 +18,8 @@ from wnodes_core.network.links import links
 from wnodes_core.tools import run
 
 sys.path.insert(0, str(Path(__file__).parent))
-from netns_kit import BROADCAST, Namespace, Seen, Wiretap, arp, ping, tcp, udp, veth  # noqa: E402
-from network_kit import NODE, Vm, came, forbidden, outside  # noqa: E402
+from netns_kit import BROADCAST, Namespace, Seen, Wiretap, arp, came, ping, tcp, udp, veth  # noqa: E402
+from network_kit import NODE, Vm, outside  # noqa: E402
 from ovs_kit import Switch  # noqa: E402
 
 pytestmark = pytest.mark.net
@@ -116,26 +116,6 @@ def test_three_vlans_on_two_nodes_know_nothing_of_each_other(nodes: Any, node: N
         assert came(near.tap.frames(0.02), frame) is (name == "a")
 
 
-def test_what_a_guest_may_not_send_gets_nowhere(nodes: Any, node: Node, stack: Any) -> None:
-    vm, near = Vm(stack, node, "evil"), Vm(stack, node, "near", host=11)
-    far = {name: Vm(stack, nodes[1], f"far-{name}", name) for name in VLANS}
-    trunk, host = outside(stack, node), Wiretap(node.space, "wn-br")
-    stack.callback(host.close)
-    allowed = vm.udp(far["a"].ip)
-    vm.tap.send(allowed)
-    assert len(trunk.frames()) == 1, "the measure works"
-    near.tap.frames(), host.frames(), vm.tap.frames(), far["a"].tap.frames()
-    got = {}
-    for what, frame in forbidden(vm).items():
-        vm.tap.send(frame)
-        seen = {"near": near.tap.frames(0.03), "trunk": trunk.frames(0.02), "node": host.frames(0.02)}
-        seen["back"] = vm.tap.frames(0.01)  # the node's own kernel reads the tap, too
-        if any(seen.values()):
-            got[what] = {where: [each.hex() for each in frames] for where, frames in seen.items() if frames}
-    assert got == {}
-    assert [frame for each in far.values() for frame in each.tap.frames(0.02)] == []
-
-
 def test_the_way_to_the_node_never_leaves_the_machine(node: Node, stack: Any) -> None:
     vm, near = Vm(stack, node, "one", node_ports=(2049,)), Vm(stack, node, "two", host=11)
     trunk = outside(stack, node)
@@ -161,14 +141,6 @@ def test_the_way_to_the_node_never_leaves_the_machine(node: Node, stack: Any) ->
     assert [Seen.of(frame).body[12:16] for frame in vm.tap.frames()] == [b"\x0a\x01\x00\x01"]
 
 
-def test_a_closed_network_reaches_itself_and_what_is_allowed(node: Node, stack: Any) -> None:
-    vm = Vm(stack, node, closed=True, allow=("10.1.0.0/16", "192.0.2.0/28"))
-    trunk = outside(stack, node)
-    for receiver, count in (("10.1.0.1", 1), ("192.0.2.9", 1), ("192.0.2.16", 0), ("198.51.100.1", 0), ("255.255.255.255", 0)):
-        vm.tap.send(vm.udp(receiver))
-        assert len(trunk.frames(0.05)) == count, receiver
-
-
 def test_a_rate_holds(node: Node, stack: Any) -> None:
     vm = Vm(stack, node, rate_mbit=8)
     trunk, site = outside(stack, node), Wiretap(node.wire, "site")
@@ -183,16 +155,6 @@ def test_a_rate_holds(node: Node, stack: Any) -> None:
         out = sum(len(frame) for frame in trunk.frames() if Seen.of(frame).source == vm.mac)
         assert out < 300_000
         assert sum(len(frame) for frame in vm.tap.frames()) < 400_000
-
-
-def test_the_bridge_comes_with_the_first_and_goes_with_the_last(node: Node) -> None:
-    one, two = node.port("one"), node.port("two", "b", host=11)
-    assert node.attach(one) == node.attach(one)
-    node.attach(two)
-    assert node.detach(one) is True
-    assert node.switch.vsctl("list-ports", "wn-br").split() == ["trunk", two.device]
-    assert node.detach(two) is True
-    assert node.detach(two) is True
 
 
 def test_the_site_s_own_bridge_is_left_as_it_was(node: Node, stack: Any) -> None:
@@ -219,16 +181,6 @@ def test_a_switch_that_was_restarted_gets_its_rules_again(node: Node, stack: Any
     assert [Seen.of(frame).body[12:16] for frame in trunk.frames()] == [b"\x0a\x01\x01\x0a"]
 
 
-def test_a_bridge_deleted_under_us_is_made_again_or_no_obstacle(node: Node) -> None:
-    port = node.port("one")
-    node.attach(port)
-    node.switch.vsctl("del-br", "wn-br")
-    node.attach(port)
-    assert port.device in node.switch.vsctl("list-ports", "wn-br").split()
-    node.switch.vsctl("del-br", "wn-br")
-    assert node.detach(port) is True
-
-
 def test_faults_are_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = node.port("one", uplink="eth9")
     with pytest.raises(errors.TransientError, match="network 'a': this node has no device 'eth9'"):
@@ -237,45 +189,3 @@ def test_faults_are_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.TransientError, match="network 'a': Open vSwitch does not answer"):
         monkeypatch.setattr(ovs, "_TIMEOUT_S", 1)
         node.space.run(ovs.wnodes_port_attach, node.port("one"))  # no switch runs where the system's own would be
-
-
-class Dead(BaseException):
-    """kill -9, as far as a function can tell."""
-
-
-def dies(monkeypatch: pytest.MonkeyPatch, at: int, function: Any, port: Port) -> bool:
-    ran = 0
-
-    def deadly(argv: list[str], **more: Any) -> Any:
-        nonlocal ran
-        ran += 1
-        done = run(argv, **more)
-        if ran == at:
-            raise Dead
-        return done
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ovs, "run", deadly)
-        patch.setattr(ovs.bridge, "run", deadly)
-        try:
-            function(port)
-        except Dead:
-            return True
-    return False
-
-
-@pytest.mark.parametrize("other", [False, True], ids=["alone", "with-another"])
-def test_a_death_at_any_moment_is_undone_and_hurts_nobody_else(node: Node, stack: Any, monkeypatch: Any, other: bool) -> None:
-    neighbour = Vm(stack, node, "neighbour", "b", host=11) if other else None
-    port, moments = node.port("one"), 1
-    while dies(monkeypatch, moments, node.attach, port):
-        dies(monkeypatch, 1 + moments % 5, node.detach, port)
-        assert node.detach(port) is True
-        assert [each for each in node.left() if other is False or port.device in each] == []
-        moments += 1
-    assert moments > 8
-    assert node.detach(port) is True
-    if neighbour:
-        trunk = outside(stack, node)
-        neighbour.tap.send(neighbour.udp("10.2.0.1"))
-        assert [Seen.of(frame).tag for frame in trunk.frames()] == [42]

@@ -9,11 +9,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from netns_kit import BROADCAST, Namespace, Seen, Wiretap, udp, veth
-from network_kit import Vm, forbidden
+from network_kit import Vm
 
 from wnodes_core.api import Port, mac_of
 from wnodes_core.network import bridge, names
 from wnodes_core.network.links import links
+from wnodes_core.testing.forbidden import forbidden
 
 SITE = "06:00:00:00:00:01"
 
@@ -56,7 +57,7 @@ def main():
             far.send(udp(SITE, BROADCAST, "10.1.0.1", "10.1.1.10", tags=((0x8100, tag),) if tag else ()))
             found[f"comes by tag {tag}"] = [len(vm.tap.frames(0.3)) for vm in (one, other)]
         passed = {}
-        for what, frame in forbidden(one).items():
+        for what, frame in forbidden(one.port).items():
             one.tap.send(frame)
             seen = far.frames(0.05) + other.tap.frames(0.01)
             if seen:

@@ -5,9 +5,14 @@ Real hardware is not where these tests run; what is written to which file, and w
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,73 +20,11 @@ import pytest
 from wnodes_core.api import Port, errors
 from wnodes_core.network import pci
 
-PF, GPU = "0000:3b:00.0", "0000:af:00.0"
-VFS = ("0000:3b:02.0", "0000:3b:02.1")
+sys.path.insert(0, str(Path(__file__).parent))
+from pci_kit import GPU, PF, VFS, Machine  # noqa: E402
+
+REAL_WRITE = pci._write
 CARD = Port("lease", "fast", "pci", 1234, mac="02:00:00:00:00:07", vlan=42, uplink="ens1", addresses=("10.1.1.2/16",), gateways=("10.1.0.1",))
-
-
-class Machine:
-    """A host with a card of two virtual functions and a GPU; writes have the kernel's effects."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.sys, self.dev, self.told = folder / "sys", folder / "dev", list[str]()
-        self.own = {PF: "mlx5", GPU: "nvidia", **dict.fromkeys(VFS, "mlx5")}
-        (self.dev / "vfio").mkdir(parents=True)
-        for number, address in enumerate(self.own, 10):
-            self.device(address).mkdir(parents=True)
-            (self.device(address) / "class").write_text("0x020000\n")
-            self.group(address, str(number))
-            self.bind(address, self.own[address])
-        for number, address in enumerate(VFS):
-            (self.device(address) / "physfn").symlink_to(self.device(PF))
-            (self.device(PF) / f"virtfn{number}").symlink_to(self.device(address))
-        (self.device(PF) / "net/ens1").mkdir(parents=True)
-        (self.device(PF) / "net/ens1/address").write_text("06:00:00:00:00:01\n")
-        (self.sys / "class/net/ens1").mkdir(parents=True)
-        (self.sys / "class/net/ens1/device").symlink_to(self.device(PF))
-        monkeypatch.setattr(pci, "SYS", self.sys)
-        monkeypatch.setattr(pci, "DEV", self.dev)
-        monkeypatch.setattr(pci, "_write", self.write)
-        monkeypatch.setattr(pci, "_SETTLES_S", 0.05)
-        monkeypatch.setattr(pci, "run", lambda argv, **more: self.told.append(" ".join(argv)))
-        monkeypatch.setattr(os, "chown", lambda path, uid, gid: self.told.append(f"chown {uid} {Path(path).name}"))
-        self.without: set[str] = set()  # drivers that are not there
-
-    def device(self, address: str) -> Path:
-        return self.sys / "bus/pci/devices" / address
-
-    def group(self, address: str, number: str) -> None:
-        folder = self.sys / "kernel/iommu_groups" / number / "devices"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / address).touch()
-        link = self.device(address) / "iommu_group"
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder.parent)
-
-    def bind(self, address: str, driver: str) -> None:
-        folder = self.sys / "bus/pci/drivers" / driver
-        folder.mkdir(parents=True, exist_ok=True)
-        (self.device(address) / "driver").symlink_to(folder)
-        if driver == "vfio-pci":
-            (self.dev / "vfio" / os.path.basename(os.path.realpath(self.device(address) / "iommu_group"))).touch()
-
-    def driver(self, address: str) -> str:
-        link = self.device(address) / "driver"
-        return os.path.basename(os.readlink(link)) if link.is_symlink() else ""
-
-    def write(self, path: Path, text: str) -> None:
-        self.told.append(f"{path.name} {text.strip()}".strip())
-        if path.name == "driver_override":
-            path.write_text(text.strip())
-        elif path.name == "unbind":
-            (self.device(text) / "driver").unlink()
-            node = self.dev / "vfio" / os.path.basename(os.path.realpath(self.device(text) / "iommu_group"))
-            node.unlink(missing_ok=True)
-        elif path.name == "drivers_probe" and not self.driver(text):
-            override = self.device(text) / "driver_override"
-            wanted = (override.read_text() if override.exists() else "") or self.own[text]
-            if wanted not in self.without:
-                self.bind(text, wanted)
 
 
 @pytest.fixture
@@ -187,6 +130,74 @@ def test_a_death_at_any_moment_is_undone(machine: Machine, monkeypatch: pytest.M
     assert pci.wnodes_port_detach(port) is True
     assert machine.driver(VFS[0]) == "mlx5"
     assert machine.told[-1].startswith("ip link set dev ens1 vf 0 mac 00:00:00:00:00:00 vlan 0")
+
+
+def given(machine: Machine) -> Port:
+    port = allotted(CARD)
+    assert pci.wnodes_port_attach(port)
+    return port
+
+
+def test_a_device_that_somebody_holds_open_is_not_asked_back(machine: Machine) -> None:
+    """The kernel would wait in ``unbind`` until they let go, and all of the node's devices with it."""
+    port = given(machine)
+    with (machine.dev / "vfio/12").open("r+b") as held, subprocess.Popen(["sleep", "60"], stdin=held) as holder:
+        held.close()
+        try:
+            machine.told.clear()
+            with pytest.raises(errors.TransientError, match=rf"{VFS[0]} is held open by process {holder.pid} \(sleep\)"):
+                pci.wnodes_port_detach(port)
+            assert machine.told == ["chown 0 12"], "nobody else comes by it meanwhile"
+        finally:
+            holder.kill()
+    assert pci.wnodes_port_detach(port) is True
+    assert machine.driver(VFS[0]) == "mlx5"
+
+
+def test_a_device_that_is_busy_unseen_is_not_asked_back(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, honest = given(machine), os.open
+
+    def busy(path: Any, *more: Any, **named: Any) -> int:
+        if Path(path) == machine.dev / "vfio/12":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return honest(path, *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", busy)
+        with pytest.raises(errors.TransientError, match="is held open by a process that cannot be seen"):
+            pci.wnodes_port_detach(port)
+    assert pci.wnodes_port_detach(port) is True
+
+
+def test_a_write_that_the_kernel_never_ends_is_given_up(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = given(machine)
+    os.mkfifo(machine.sys / "bus/pci/drivers/vfio-pci/unbind")  # whoever writes to it waits for a reader
+    fakes = machine.write
+    monkeypatch.setattr(pci, "_WRITE_S", 0.3)
+    monkeypatch.setattr(pci, "_write", lambda path, text: (REAL_WRITE if path.name == "unbind" else fakes)(path, text))
+    began = time.monotonic()
+    with pytest.raises(errors.TransientError, match=r"driver/unbind: the kernel takes no '0000:3b:02.0' within 0.3 s"):
+        pci.wnodes_port_detach(port)
+    assert time.monotonic() - began < 3
+    (machine.sys / "bus/pci/drivers/vfio-pci/unbind").unlink()
+    monkeypatch.setattr(pci, "_write", fakes)
+    assert pci.wnodes_port_detach(port) is True
+    ((path, child),) = pci._waiting.items()
+    child.wait(5)
+    pci._waiting[path] = SimpleNamespace(poll=lambda: None)  # as one that not even SIGKILL ends
+    began = time.monotonic()
+    with pytest.raises(errors.TransientError, match="the kernel takes no"):
+        REAL_WRITE(path, VFS[0])
+    assert time.monotonic() - began < 0.2, "no second child is left to wait"
+    pci._waiting.clear()
+
+
+def test_what_is_written_gets_there_and_what_fails_is_told(tmp_path: Path) -> None:
+    (tmp_path / "unbind").write_text("")
+    REAL_WRITE(tmp_path / "unbind", VFS[0])
+    assert (tmp_path / "unbind").read_text() == VFS[0]
+    with pytest.raises(OSError, match="No such file or directory"):
+        REAL_WRITE(tmp_path / "nowhere/unbind", VFS[0])
 
 
 @pytest.mark.parametrize("address", ["", "..", "../../etc", "0000:3b:02.0/../x", "0000:3b:02.9"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ LAN = NetworkRule(
     name="lan", kind="lab", uplink="eth1", vlan="42", range=("10.42.7.0/29", "fd00:42::10-fd00:42::1f"),
     subnet=("10.42.0.0/16", "fd00:42::/64"), gateway=("10.42.0.1",),
 )  # fmt: skip
+LAB_PORT = Port("x", "lan", "lab")
 OWN = NetworkRule(name="own", kind="lab", uplink="eth1", vlan="100-101")
 
 
@@ -40,10 +43,12 @@ class Lab:
     def __init__(self) -> None:
         self.made: list[Port] = []
         self.broken = ""
+        self.hangs = threading.Event()  # an undo waits for it
+        self.hangs.set()
 
     @hookimpl
     def wnodes_port_allot(self, port: Port, taken: Any) -> Port | None:
-        return replace(port, device=f"lab{len(taken)}") if port.kind == "lab" else None
+        return replace(port, device=f"lab{len(taken)}") if port.kind in ("lab", "other") else None
 
     @hookimpl
     def wnodes_port_attach(self, port: Port) -> Nic | None:
@@ -56,6 +61,7 @@ class Lab:
     def wnodes_port_detach(self, port: Port) -> bool | None:
         if self.broken == "detach":
             raise TransientError("it sticks")
+        self.hangs.wait(10)
         self.made = [each for each in self.made if each.lease != port.lease]
         return True if port.kind == "lab" else None
 
@@ -196,3 +202,43 @@ def test_mending_asks_for_every_port_again_and_survives_errors(folder: Path) -> 
     assert len(node.lab.made) == 2
     node.lab.broken = "attach"
     node.ports.mend()
+
+
+def test_a_kind_that_hangs_holds_up_no_other(folder: Path) -> None:
+    other = NetworkRule(name="other", kind="other", uplink="eth2")
+    node = Node(folder, LAN, other)
+    node.attach("1")
+    node.lab.hangs.clear()
+    thread = threading.Thread(target=node.ports.detach, args=(port_of(node.leases[0]),))
+    thread.start()
+    try:
+        made = threading.Thread(target=node.attach, args=("2", "other"))
+        made.start()
+        made.join(5)
+        assert not made.is_alive() and len(node.lab.made) == 2
+    finally:
+        node.lab.hangs.set()
+        thread.join()
+
+
+def test_a_port_whose_lease_ended_meanwhile_is_not_made(folder: Path) -> None:
+    node = Node(folder)
+    lease = node.lease("1")
+    with node.ports._one_of(LAB_PORT):  # another port of the kind is being made
+        thread = threading.Thread(target=lambda: errors.append(told(node, lease)))
+        errors: list[str] = []
+        thread.start()
+        until = time.monotonic() + 5
+        while lease.id not in node.ports._taken:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        node.ports._taken.pop(lease.id)
+    thread.join(5)
+    assert errors == ["network 'lan': the lease ended before its port was made"]
+    assert node.lab.made == []
+
+
+def told(node: Node, lease: leases.Lease) -> str:
+    with pytest.raises(TransientError) as caught:
+        node.ports.attach(lease)
+    return caught.value.message

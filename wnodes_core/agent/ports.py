@@ -24,12 +24,16 @@ KIND = "port"  # of the resource in a lease's journal
 
 
 class Ports:
-    """One a node. All of it blocks; one port is made or removed at a time, for bridges are shared."""
+    """One a node. All of it blocks.
+
+    One port of a kind is made or removed at a time, for bridges are shared; a kind that hangs holds up no other.
+    """
 
     def __init__(self, settings: Callable[[], NetworkSettings], hook: Callable[[], Any]) -> None:
         self._settings = settings
         self._hook = hook
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is allotted; held for moments only
+        self._kinds: dict[str, threading.Lock] = {}
         self._taken: dict[str, Port] = {}  # by lease
         self._last: dict[str, int] = {}  # the address last given from each span
 
@@ -54,6 +58,9 @@ class Ports:
                 return {"port": wanted.to_dict()}
             resource = lease.journal.making(KIND, port.device, **port.to_dict())
             self._taken[lease.id] = port
+        with self._one_of(port):
+            if lease.id not in self._taken:
+                raise TransientError(f"network {port.network!r}: the lease ended before its port was made")
             try:
                 nic = self._hook().wnodes_port_attach(port=port)
             except OSError as error:
@@ -64,7 +71,7 @@ class Ports:
     def detach(self, resource: Resource) -> None:
         """Undo a port of a journal; idempotent. Raises WnodesError if something of it is left."""
         port = Port.from_dict(resource.data)
-        with self._lock:
+        with self._one_of(port):
             if not self._hook().wnodes_port_detach(port=port):
                 raise WnodesError(f"network {port.network!r}: no plug-in knows how to remove a {port.kind!r} port")
             self._taken.pop(port.lease, None)
@@ -72,13 +79,16 @@ class Ports:
     def mend(self) -> None:
         """Make again what others have removed of the ports of this node: a bridge, rules."""
         for lease, port in list(self._taken.items()):
-            with self._lock:
+            with self._one_of(port):
                 if lease not in self._taken:
                     continue
                 try:
                     self._hook().wnodes_port_attach(port=port)
                 except (WnodesError, OSError) as error:
                     log.error("port: %s", error, extra={"event": "port", "lease": lease})
+
+    def _one_of(self, port: Port) -> threading.Lock:
+        return self._kinds.setdefault(port.kind, threading.Lock())
 
     def _allotted(self, wanted: Port) -> Port | None:
         settings = self._settings()

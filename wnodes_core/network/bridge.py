@@ -12,14 +12,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from wnodes_core.api import Nic, Port, Route, errors, hookimpl
-from wnodes_core.network import filters, names
+from wnodes_core.network import filters, names, tables
 from wnodes_core.network.links import Link, links
 from wnodes_core.tools import run
 
 wnodes_api = 1
 _SYSCTL = Path("/proc/sys/net")
 # The node is no router between its tenants, has no address there but the one of its guests, and says so.
-_SYSCTLS = (("ipv4", "forwarding", "0"), ("ipv4", "arp_ignore", "1"), ("ipv6", "disable_ipv6", "1"))
+_SYSCTLS = (
+    ("ipv4", "forwarding", "0"),
+    ("ipv4", "accept_source_route", "0"),
+    ("ipv4", "arp_ignore", "1"),
+    ("ipv6", "disable_ipv6", "1"),
+)
 
 
 @hookimpl
@@ -51,7 +56,7 @@ def wnodes_port_detach(port: Port) -> bool | None:
     if port.kind != "bridge":
         return None
     found, bridge = links(), names.bridge(port)
-    nft(filters.without(port.device, ("netdev", "bridge")))
+    tables.remove(filters.names_of(port.device, ("netdev", "bridge")))
     if is_ours(port, found.get(port.device)):
         ip([f"link del dev {port.device}"])
     users = [each for each in found.values() if each.master == bridge and each.name != port.device]
@@ -87,11 +92,10 @@ class errors_told:
 
 
 def _has_rules(port: Port, bridge: str) -> bool:
-    tables = run(["nft", "list", "tables"]).text
-    wanted = {f"table netdev wnodes-{port.device}", f"table bridge wnodes-{port.device}"}
+    wanted = {*filters.names_of(port.device, ("netdev", "bridge"))}
     if _outer(port):
-        wanted.add(f"table bridge wnodes-{bridge}")
-    return wanted <= set(tables.splitlines())
+        wanted.update(filters.names_of(bridge, ["bridge"]))
+    return wanted <= tables.tables()
 
 
 def _is_settled(port: Port, bridge: str, found: dict[str, Link]) -> bool:
@@ -132,7 +136,7 @@ def settle_in(bridge: str) -> None:
 
 
 def _join_uplink(port: Port, bridge: str, outer: str, found: dict[str, Link]) -> None:
-    nft(filters.of_uplink(bridge, outer))
+    nft(filters.of_uplink(bridge, outer, tables.tables()))
     if not port.vlan:
         _check_uplink_is_free(port, bridge, found[outer])
     elif outer not in found:
@@ -165,7 +169,7 @@ def make_tap(port: Port, there: bool) -> None:
     if not there:
         ip([f"tuntap add dev {device} mode tap user {port.uid}"])
     ip([f"link set dev {device} alias {names.alias(port)}", f"link set dev {device} addrgenmode none {_mtu(port)}"])
-    nft(filters.of_tap(port))
+    nft(filters.of_tap(port, tables.tables()))
     if port.rate_mbit:
         rate = ["rate", f"{port.rate_mbit}mbit", "burst", f"{max(32, port.rate_mbit * 2)}kb", "latency", "50ms"]
         run(["tc", "qdisc", "replace", "dev", device, "root", "tbf", *rate])
@@ -195,7 +199,7 @@ def _remove_bridge(port: Port, bridge: str, found: dict[str, Link]) -> None:
         ip([f"link set dev {outer} nomaster"], force=True)
     if bridge in found:
         ip([f"link del dev {bridge}"], force=True)
-    nft(filters.without(bridge, ("bridge",)))
+    tables.remove(filters.names_of(bridge, ["bridge"]))
     left = [name for name in (bridge, outer if port.vlan else "") if name and name in links()]
     if left:
         raise errors.HostError(f"network {port.network!r}: {', '.join(left)} does not go away")

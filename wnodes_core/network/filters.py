@@ -9,17 +9,18 @@ or we made (parsed addresses, checked names), none of it a user's.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from wnodes_core.api import Port
 from wnodes_core.network.names import LINK_LOCAL
 
-# ND messages carry the address they speak of in bytes 8 to 23 (RFC 4861, 4.3 and 4.4).
-_ND_TARGET = "@th,64,128"
+# ND messages carry the address they speak of in bytes 8 to 23 (RFC 4861, 4.3 and 4.4), then options. Ours have none
+# or a single one of 8 bytes: kind, length 1, MAC.
+_ND_TARGET, _ND_OPTION, _ND_LENGTH = "@th,64,128", "@th,192,64", 24
 
 
-def of_tap(port: Port) -> str:
-    """Replace (in one transaction) both tables of a port's tap."""
+def of_tap(port: Port, present: Container[str]) -> str:
+    """Replace (in one transaction) both tables of a port's tap; ``present`` are the tables there are."""
     four = [each.partition("/")[0] for each in port.addresses if ":" not in each]
     six = [each.partition("/")[0] for each in port.addresses if ":" in each]
     bare = not port.addresses  # a network whose addresses are not ours to give: only the MAC is held
@@ -37,16 +38,27 @@ def of_tap(port: Port) -> str:
             "input", [f'iifname "{port.device}" goto to_node'], "type filter hook input priority -200; policy accept;"
         ),
     ]
-    return _table("netdev", port.device, chains) + _table("bridge", port.device, node)
+    return _table("netdev", port.device, chains, present) + _table("bridge", port.device, node, present)
 
 
-def of_tap_in_user_space(device: str) -> str:
-    """Let nothing of a tap's into the node's own stack, where a switch in user space has its frames already."""
-    rules = f'type filter hook ingress device "{device}" priority -150; policy drop;'
-    return _table("netdev", device, [_chain("ingress", (), rules)])
+def of_switched_tap(port: Port, present: Container[str], *, in_user_space: bool) -> str:
+    """Replace the table of a tap whose guest the switch itself holds: what the node takes of what is handed to it.
+
+    The switch floods to the node, too, what goes to a group. With ``in_user_space`` it has read the tap's frames
+    before the node's own stack, which must not have them a second time.
+    """
+    own = [f"ether type arp arp daddr ip {port.node} accept", f"ip saddr {port.local} ip daddr {port.node} accept"]
+    head = 'type filter hook ingress device "{}" priority -150; policy {};'
+    chains = [
+        _chain("from_guest", [*own, "drop"]),
+        _chain("node", [f"ether saddr {port.mac} goto from_guest"], head.format(port.bridge, "accept")),
+    ]
+    if in_user_space:
+        chains.append(_chain("ingress", (), head.format(port.device, "drop")))
+    return _table("netdev", port.device, chains, present)
 
 
-def of_uplink(bridge: str, uplink: str) -> str:
+def of_uplink(bridge: str, uplink: str, present: Container[str]) -> str:
     """Replace the table that keeps node traffic inside and the node itself out of the tenants' network."""
     inside = []
     for side in ("iifname", "oifname"):
@@ -61,18 +73,20 @@ def of_uplink(bridge: str, uplink: str) -> str:
             _chain("input", [f'iifname "{uplink}" drop'], "type filter hook input priority -200; policy accept;"),
             _chain("output", [f'oifname "{uplink}" drop'], "type filter hook output priority -200; policy accept;"),
         ],
+        present,
     )
 
 
-def without(device: str, families: Sequence[str]) -> str:
-    """Remove a device's tables, also those that are not there."""
-    return "".join(
-        f"add table {family} wnodes-{device}\ndelete table {family} wnodes-{device}\n" for family in families
-    )
+def names_of(device: str, families: Sequence[str]) -> list[str]:
+    """The names of a device's tables."""
+    return [f"{family} wnodes-{device}" for family in families]
 
 
-def _table(family: str, device: str, chains: Sequence[str]) -> str:
-    return without(device, [family]) + f"table {family} wnodes-{device} {{\n" + "".join(chains) + "}\n"
+def _table(family: str, device: str, chains: Sequence[str], present: Container[str]) -> str:
+    (name,) = names_of(device, [family])
+    # A deletion has nft(8) read the rules of all other leases, and the kernel wait: 15 ms and more.
+    old = f"delete table {name}\n" if name in present else ""
+    return f"{old}table {name} {{\n" + "".join(chains) + "}\n"
 
 
 def _chain(name: str, rules: Sequence[str], head: str = "") -> str:
@@ -106,7 +120,9 @@ def _arp(port: Port, four: Sequence[str], bare: bool) -> list[str]:
 def _ip(port: Port, four: Sequence[str], bare: bool) -> list[str]:
     rules = [f"ip saddr {port.local} ip daddr {port.node} accept"] if port.local else []
     rules += [f"ip {end} {LINK_LOCAL} drop" for end in ("saddr", "daddr")]
-    rules.append("udp sport 67 drop")  # a guest is nobody's DHCP server
+    # A guest is nobody's DHCP server; clients look at the port that they are sent to, and not all at the other.
+    rules += ["udp sport 67 drop", "udp dport 68 drop"]
+    rules.append("ip hdrlength > 6 drop")  # options of more than IGMP's four bytes: a route that goes round the law
     own = f"ip saddr {{ {', '.join(four)} }}" if four else "ip protocol 0-255" if bare else ""
     return [*rules, *(f"{own} {place} accept" for place in _reach(port, "ip") if own)]
 
@@ -115,17 +131,30 @@ def _ip6(port: Port, six: Sequence[str]) -> list[str]:
     addresses = [*six, link_local6(port.mac)]
     own = f"ip6 saddr {{ {', '.join(addresses)} }}"
     targets = [f"{_ND_TARGET} {int(ipaddress.IPv6Address(each)):#x}" for each in addresses]
-    # RFC 4861, 4.2 and 4.5: a router's words; RFC 8415, 7.2: a DHCP server's port.
+    reach = _reach(port, "ip6")
+    # RFC 4861, 4.1, 4.2 and 4.5: routers, their words and asking for them; RFC 8415, 7.2: DHCP's ports.
     return [
-        # The transport's header must stand in the first fragment, or the rules below see none of it.
-        "frag nexthdr != { tcp, udp, icmpv6 } drop",
-        "icmpv6 type { nd-router-advert, nd-redirect } drop",
+        # The transport's header must stand in the first piece, or the rules below see none of it; ICMP in pieces
+        # could have its second half read from behind the end of the first, and ND may not come so (RFC 6980).
+        "frag nexthdr != { tcp, udp } drop",
+        "icmpv6 type { nd-router-solicit, nd-router-advert, nd-redirect } drop",
         "udp sport 547 drop",
-        *(f"icmpv6 type nd-neighbor-advert {each} {own} accept" for each in targets),
-        "icmpv6 type nd-neighbor-advert drop",
+        "udp dport 546 drop",
+        *(_nd(port, 2, f"nd-neighbor-advert {each} {own}") for each in targets),
+        *(f"icmpv6 type nd-neighbor-advert ip6 length {_ND_LENGTH} {each} {own} accept" for each in targets),
         *(f"icmpv6 type nd-neighbor-solicit ip6 saddr :: {each} accept" for each in targets),
-        *(f"{own} {place} accept" for place in _reach(port, "ip6")),
+        *(_nd(port, 1, f"nd-neighbor-solicit {own} {place}") for place in reach),
+        *(f"icmpv6 type nd-neighbor-solicit ip6 length {_ND_LENGTH} {own} {place} accept" for place in reach),
+        "icmpv6 type { nd-neighbor-advert, nd-neighbor-solicit } drop",
+        # A protocol at the end of the headers: of a chain that does not end in the frame there is none.
+        *(f"meta l4proto 0-255 {own} {place} accept" for place in reach),
     ]
+
+
+def _nd(port: Port, kind: int, rule: str) -> str:
+    """A rule that lets a message of ND's pass if its only option is the port's own MAC."""
+    option = f"{kind:#04x}01{port.mac.replace(':', '')}"
+    return f"icmpv6 type {rule} ip6 length {_ND_LENGTH + 8} {_ND_OPTION} {option} accept"
 
 
 def _reach(port: Port, family: str) -> list[str]:

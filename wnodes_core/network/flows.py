@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 from wnodes_core.api import Port
 from wnodes_core.network.filters import link_local6
@@ -45,7 +46,7 @@ def of_port(port: Port, number: int, node_mac: str, meter: int) -> list[str]:
         (30190, f"in_port=LOCAL,ip,nw_dst={port.local}", f"output:{number}"),
         # By its MAC the node is reached from no tenant's network; the way above needs no switching.
         (30180, f"in_port={number},dl_dst={node_mac}", "drop"),
-        (30180, f"in_port={number},udp,tp_src=67", "drop"),
+        *((30180, f"in_port={number},udp,{each}", "drop") for each in ("tp_src=67", "tp_dst=68")),
         # The switch knows no ports of fragments, of the first neither, and Linux puts them together again.
         *((30180, f"in_port={number},{each},ip_frag=yes", "drop") for each in ("udp", "ipv6")),
         *((30170, f"{own},{match}", onwards) for match in _four(port)),
@@ -81,17 +82,23 @@ def _six(port: Port, number: int, own: str, onwards: str) -> Iterator[tuple[int,
     if not addresses:
         return
     addresses.append(link_local6(port.mac))
-    # RFC 4861: a router's advertisement (134) and redirect (137), a neighbour's advertisement (136) of others.
-    for kind in (134, 137):
-        yield 30180, f"in_port={number},icmp6,icmp_type={kind}", "drop"
-    yield 30180, f"in_port={number},udp6,tp_src=547", "drop"
-    yield 30175, f"in_port={number},icmp6,icmp_type=136", "drop"
+    # RFC 4861: asking for routers (133), their advertisement (134) and redirect (137); RFC 8415, 7.2: DHCP's ports.
+    matches = [*(f"icmp6,icmp_type={kind}" for kind in (133, 134, 137)), "udp6,tp_src=547", "udp6,tp_dst=546"]
+    matches.append("ipv6,nw_proto=0")  # a chain of headers that does not end in the frame
+    yield from ((30180, f"in_port={number},{match}", "drop") for match in matches)
+    # Neighbours: of whose options the switch can make nothing, it takes for one without options and target.
+    yield 30177, f"in_port={number},icmp6,icmp_type=135,nd_target=::", "drop"
+    yield from ((30175, f"in_port={number},icmp6,icmp_type={kind}", "drop") for kind in (135, 136))
+    macs = (port.mac, "00:00:00:00:00:00")  # none is fine, too
     for address in addresses:
         yield 30176, f"{own},icmp6,icmp_type=135,ipv6_src=::,nd_target={address}", onwards
-        for source in addresses:
-            yield 30176, f"{own},icmp6,icmp_type=136,ipv6_src={source},nd_target={address}", onwards
+        for source, mac in product(addresses, macs):
+            advert = f"icmp6,icmp_type=136,ipv6_src={source},nd_target={address},nd_tll={mac}"
+            yield 30176, f"{own},{advert}", onwards
         for reach in _reach(port, "ipv6_dst", four=False):
             yield 30170, f"{own},ipv6,ipv6_src={address}{reach}", onwards
+            for mac in macs:
+                yield 30176, f"{own},icmp6,icmp_type=135,ipv6_src={address},nd_sll={mac}{reach}", onwards
 
 
 def _reach(port: Port, field: str, *, four: bool) -> Sequence[str]:

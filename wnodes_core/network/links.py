@@ -29,38 +29,40 @@ class Link:
 def links() -> dict[str, Link]:
     """The devices of this thread's network namespace, by name. Raises OSError."""
     found = list(_dump())
-    names = {index: _text(attributes.get(_IFNAME, b"")) for index, attributes in found}
-    return {link.name: link for link in (_link(index, attributes, names) for index, attributes in found)}
+    names = {index: _text(told.get(_IFNAME, b"")) for index, told in found}
+    return {link.name: link for link in (_link(index, told, names) for index, told in found)}
 
 
-def _link(index: int, attributes: dict[int, bytes], names: dict[int, str]) -> Link:
-    master = struct.unpack("=I", attributes[_MASTER])[0] if _MASTER in attributes else 0
-    kind = _attributes(attributes.get(_LINKINFO, b"")).get(_KIND, b"")
-    mac = ":".join(f"{byte:02x}" for byte in attributes.get(_ADDRESS, b""))
-    return Link(names[index], index, names.get(master, ""), _text(attributes.get(_IFALIAS, b"")), _text(kind), mac)
+def _link(index: int, told: dict[int, bytes], names: dict[int, str]) -> Link:
+    master = struct.unpack("=I", told[_MASTER])[0] if _MASTER in told else 0
+    kind = attributes(told.get(_LINKINFO, b"")).get(_KIND, b"")
+    mac = ":".join(f"{byte:02x}" for byte in told.get(_ADDRESS, b""))
+    return Link(names[index], index, names.get(master, ""), _text(told.get(_IFALIAS, b"")), _text(kind), mac)
 
 
 def _dump() -> Iterator[tuple[int, dict[int, bytes]]]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as asked:
         asked.send(struct.pack("=IHHIIBxHiII", 32, _GETLINK, _REQUEST_DUMP, 1, 0, 0, 0, 0, 0, 0))
         while True:
-            for kind, body in _messages(asked.recv(1 << 18)):
+            for kind, body in messages(asked.recv(1 << 18)):
                 if kind == _DONE:
                     return
                 if kind == _ERROR:
                     raise OSError(-struct.unpack_from("=i", body)[0], "the kernel does not list its network devices")
                 if kind == _NEWLINK:
-                    yield struct.unpack_from("=BxHi", body)[2], _attributes(body[16:])
+                    yield struct.unpack_from("=BxHi", body)[2], attributes(body[16:])
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The messages of netlink in what was received: type, body."""
     while len(data) >= 16:
         length, kind = struct.unpack_from("=IH", data)
         yield kind, data[16:length]
         data = data[(length + 3) & ~3 :]
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes of a message by their numbers."""
     found = {}
     while len(data) >= 4:
         length, kind = struct.unpack_from("=HH", data)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wnodes_core.api import Nic, Port, errors, hookimpl
-from wnodes_core.network import bridge, filters, flows, names
+from wnodes_core.network import bridge, filters, flows, names, tables
 from wnodes_core.network.links import links
 from wnodes_core.tools import Result, clean_environment, run
 
@@ -20,7 +20,6 @@ _TIMEOUT_S = 10
 _OURS = "external_ids:wnodes"
 # VLAN of the node's own end of a bridge that we made: no tenant's, so nothing is switched to the node.
 _NOBODY_S_VLAN = 4094
-_NO_BRIDGE = 2  # exit code of br-exists (ovs-vsctl(8))
 
 
 @hookimpl
@@ -36,21 +35,20 @@ def wnodes_port_attach(port: Port) -> Nic | None:
         return None
     there = names.check_tap(port, links().get(port.device))
     with bridge.errors_told(port):
-        if not _bridge_exists(port):
+        found = _bridge(port)
+        if not found:
             _make_bridge(port)
+            found = _bridge(port)
         elif there and _is_whole(port):
-            return bridge.nic_of(port, links()[port.bridge].mac)
+            return _nic(port, found)
         if not there:
             _make_tap(port)
-        told = _vsctl("get", "bridge", port.bridge, "datapath_type", "external_ids").text
-        if "netdev" in told.splitlines()[0]:
-            # Such a switch reads a copy: the kernel goes on to answer the guest's ARP, and more, by itself.
-            bridge.nft(filters.of_tap_in_user_space(port.device))
+        # A switch in user space reads a copy: the kernel goes on to answer the guest's ARP, and more, by itself.
+        bridge.nft(filters.of_switched_tap(port, tables.tables(), in_user_space=_in_user_space(found)))
         number = _add_port(port)
-        mac = links()[port.bridge].mac
-        _load_rules(port, number, mac, ours=_is_ours(told))
+        _load_rules(port, number, links()[port.bridge].mac, ours=_is_ours(found))
         _open(port)
-    return bridge.nic_of(port, mac)
+    return _nic(port, found)
 
 
 @hookimpl
@@ -60,9 +58,9 @@ def wnodes_port_detach(port: Port) -> bool | None:
         return None
     if bridge.is_ours(port, links().get(port.device)):
         bridge.ip([f"link del dev {port.device}"])  # from here on the guest is alone
-    bridge.nft(filters.without(port.device, ["netdev"]))
+    tables.remove(filters.names_of(port.device, ["netdev"]))
     with bridge.errors_told(port):
-        if _bridge_exists(port):
+        if _bridge(port):
             _remove_port(port)
     if bridge.is_ours(port, links().get(port.device)):
         raise errors.HostError(f"network {port.network!r}: tap {port.device} does not go away")
@@ -81,17 +79,30 @@ def _rate(port: Port) -> _Rate:
     return _Rate(port.rate_mbit * 1000, max(512, port.rate_mbit * 20))
 
 
-def _bridge_exists(port: Port) -> bool:
-    done = _vsctl("br-exists", port.bridge, check=False)
-    if done.exit_code not in (0, _NO_BRIDGE):
+def _bridge(port: Port) -> str:
+    """Datapath and marks of the port's bridge, '' if there is none. Raises TransientError."""
+    done = _vsctl("--if-exists", "get", "bridge", port.bridge, "datapath_type", "external_ids", check=False)
+    if done.exit_code:
         said = done.stderr.decode(errors="replace").strip()[-300:]
         raise errors.TransientError(f"network {port.network!r}: Open vSwitch does not answer: {said}")
-    return done.exit_code == 0
+    return done.text.strip()
+
+
+def _in_user_space(found: str) -> bool:
+    return "netdev" in found.splitlines()[0]
+
+
+def _nic(port: Port, found: str) -> Nic:
+    """Such a switch passes on what it has read from the tap, checksums that are still to be made included."""
+    nic = bridge.nic_of(port, links()[port.bridge].mac)
+    return replace(nic, offload=not _in_user_space(found))
 
 
 def _is_whole(port: Port) -> bool:
     """Whether the port is in its bridge with all of its rules, which is what the sweeper asks again and again."""
     if _vsctl("port-to-br", port.device, check=False).text.strip() != port.bridge:
+        return False
+    if not tables.tables().issuperset(filters.names_of(port.device, ["netdev"])):
         return False
     told = _ofctl("dump-flows", port.bridge, f"cookie={flows.cookie(port.lease):#x}/-1").text
     return told.count("cookie=") == len(flows.of_port(port, 1, "", 0))

@@ -7,18 +7,21 @@ the reverse order, and a function's MAC and VLAN are cleared. What the kernel of
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from wnodes_core.api import Nic, Port, Route, errors, hookimpl
 from wnodes_core.network import bridge
-from wnodes_core.tools import run
+from wnodes_core.tools import read, run, spawn
 
 wnodes_api = 1
 SYS, DEV = Path("/sys"), Path("/dev")
@@ -26,6 +29,8 @@ _ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\Z")
 _DRIVER = "vfio-pci"
 _BRIDGE_CLASS = "0x0604"  # bridges of a group are not given away with it (vfio.rst)
 _SETTLES_S = 2.0
+_WRITE_S = 5.0  # a driver lets go of a card within one or two
+_waiting: dict[Path, Any] = {}  # children whose write the kernel has not finished
 _NO_MAC = "00:00:00:00:00:00"
 
 
@@ -64,11 +69,12 @@ def wnodes_port_attach(port: Port) -> Nic | None:
 
 @hookimpl
 def wnodes_port_detach(port: Port) -> bool | None:
-    """Take it back for the host, as it was."""
+    """Take it back for the host, as it was. Raises TransientError while somebody has it open."""
     if port.kind != "pci":
         return None
     if _device(port.device).is_dir():
         _own_group(port, 0)
+        _check_unused(port)
         _bind(port, "")
         with bridge.errors_told(port):
             _set_function(port, _NO_MAC, 0, 0)
@@ -154,6 +160,43 @@ def _own_group(port: Port, uid: int) -> None:
     os.chmod(node, 0o600)
 
 
+def _check_unused(port: Port) -> None:
+    """The kernel unbinds a device only once its last user has closed it, and waits for that without end.
+
+    Nobody can come by it any more: the group is root's by now. Raises TransientError.
+    """
+    group = _group(port.device)
+    node = DEV / "vfio" / (group.name if group else "")
+    if _driver(port.device) != _DRIVER or group is None or not node.exists():
+        return
+    users = sorted(_users(str(node)))
+    try:
+        os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:  # by its device's descriptor alone, too, which shows no name
+            users = users or ["a process that cannot be seen"]
+    if users:
+        raise errors.TransientError(
+            f"network {port.network!r}: PCI device {port.device} is held open by {', '.join(users)}",
+            hint="it goes back to the host once they have closed it",
+        )
+
+
+def _users(node: str) -> Iterator[str]:
+    """Processes that have a file open."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if any(_target(f"/proc/{pid}/fd/{fd}") == node for fd in os.listdir(f"/proc/{pid}/fd")):
+                process = read(int(pid))
+                yield f"process {pid} ({os.path.basename(process.exe) if process else '?'})"
+
+
+def _target(link: str) -> str:
+    with suppress(OSError):
+        return os.readlink(link)
+    return ""
+
+
 def _parent(address: str) -> tuple[str, int] | None:
     """The network device that a virtual function belongs to, and its number there."""
     physical = _device(address) / "physfn"
@@ -182,8 +225,8 @@ def _own_mac(address: str) -> str:
     return next((_text(path) for path in (_device(address) / "net").glob("*/address")), "")
 
 
-def _waited(true: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + _SETTLES_S
+def _waited(true: Callable[[], bool], most_s: float | None = None) -> bool:
+    deadline = time.monotonic() + (most_s or _SETTLES_S)
     while not true():
         if time.monotonic() > deadline:
             return False
@@ -198,4 +241,24 @@ def _text(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+    """Write to a file of sysfs by a child: the kernel may wait in it for ever, not even to be killed.
+
+    Raises OSError; TransientError after ``_WRITE_S``, and at once while such a child is still there.
+    """
+    late = errors.TransientError(f"{path}: the kernel takes no {text.strip()!r} within {_WRITE_S:g} s")
+    if path in _waiting and _waiting[path].poll() is None:
+        raise late
+    _waiting.pop(path, None)
+    reader, writer = os.pipe()
+    os.write(writer, text.encode())
+    os.close(writer)
+    with tempfile.TemporaryFile() as said:
+        child = spawn(["tee", "--", str(path)], stdin=reader, stderr=said.fileno())
+        os.close(reader)
+        if not _waited(lambda: child.poll() is not None, _WRITE_S):
+            child.kill()
+            _waiting[path] = child
+            raise late
+        said.seek(0)
+        if child.returncode:
+            raise OSError(said.read(300).decode(errors="replace").strip())

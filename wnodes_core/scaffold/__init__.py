@@ -18,6 +18,7 @@ KINDS = {
     "lrms": "a batch system",
     "image": "a source of images",
     "storage": "a way to mount folders",
+    "network": "a kind of network",
     "policy": "a rule of who may have what",
 }
 _NAME = re.compile(r"[a-z][a-z0-9]{0,30}\Z")

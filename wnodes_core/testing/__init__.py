@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from wnodes_core.testing.calls import Answer, Call, Facts, Live, Outcome, TaskCall
     from wnodes_core.testing.image import ImageContract
     from wnodes_core.testing.lrms import LrmsContract
+    from wnodes_core.testing.network import NetworkContract
+    from wnodes_core.testing.network_frames import NetworkFramesContract
+    from wnodes_core.testing.network_node import NetworkNode
     from wnodes_core.testing.policy import PolicyContract
     from wnodes_core.testing.stage import public_copy
     from wnodes_core.testing.storage import StorageContract
@@ -33,6 +36,9 @@ _HOMES = {
     "ImageContract": "image",
     "Live": "calls",
     "LrmsContract": "lrms",
+    "NetworkContract": "network",
+    "NetworkFramesContract": "network_frames",
+    "NetworkNode": "network_node",
     "Outcome": "calls",
     "PolicyContract": "policy",
     "StorageContract": "storage",
@@ -49,6 +55,9 @@ __all__ = [
     "ImageContract",
     "Live",
     "LrmsContract",
+    "NetworkContract",
+    "NetworkFramesContract",
+    "NetworkNode",
     "Outcome",
     "PolicyContract",
     "StorageContract",

@@ -10,7 +10,10 @@ import pytest
 from wnodes_core import __version__
 from wnodes_core.plugins import API_LEVELS
 
-_SUITES = ("backend", "image", "lrms", "lrms_hooks", "lrms_scripts", "lrms_task", "policy", "storage")
+_SUITES = (
+    *("backend", "image", "lrms", "lrms_hooks", "lrms_scripts", "lrms_task"),
+    *("network", "network_frames", "policy", "storage"),
+)
 pytest.register_assert_rewrite(*(f"wnodes_core.testing.{name}" for name in _SUITES))
 
 

@@ -20,7 +20,10 @@ def of_nic(nic: Nic) -> Node | None:
     if nic.kind == "user":
         return objects.Interface(type="user", mac=nic.mac)
     if nic.kind == "tap":
-        return objects.Interface(type="ethernet", mac=nic.mac, tap=nic.device, managed=False, mtu=mtu)
+        offload = None if nic.offload else False
+        return objects.Interface(
+            type="ethernet", mac=nic.mac, tap=nic.device, managed=False, checksums=offload, mtu=mtu
+        )
     if nic.kind == "pci":
         return _host_device(nic.device)
     return None
@@ -42,7 +45,8 @@ def orders(nic: Nic, bus: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if nic.kind == "tap":
         netdev = {"type": "tap", "id": "hostnet0", "ifname": nic.device, "script": "no", "downscript": "no"}
     device = {"driver": "virtio-net-pci", "id": "net0", "netdev": "hostnet0", "mac": nic.mac, "romfile": "", "bus": bus}
-    return netdev, device | ({"host_mtu": nic.mtu} if nic.mtu else {})
+    more = {**({} if nic.offload else {"csum": False}), **({"host_mtu": nic.mtu} if nic.mtu else {})}
+    return netdev, {**device, **more}
 
 
 def free_bus(pci: Sequence[dict[str, Any]]) -> str:

@@ -166,6 +166,7 @@ class Interface(Node):
     tap: str | None = at("target/@dev")
     managed: bool | None = at("target/@managed", convert=yes_no)
     model: str = at("model/@type", "virtio")
+    checksums: bool | None = at("driver/host/@csum", convert=on_off)
     mtu: int | None = at("mtu/@size")
     rom: bool = at("rom/@enabled", False, convert=yes_no)
 
