@@ -30,6 +30,7 @@ BUILTINS = (
     "wnodes_core.images.disks",
     "wnodes_core.storage.scratch",
     "wnodes_core.storage.sshfs",
+    "wnodes_core.storage.sshfs_tcp",
     "wnodes_core.network.user",
 )
 LRMS_GROUP = "wnodes.lrms"

@@ -76,12 +76,9 @@ def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any], p
     """Start the gateway and say how the guest mounts it."""
     if provider != NAME:
         return None
-    _check_source(mount)
+    check_source(mount)
     steps = guest_steps(mount, guest)  # may find that the guest cannot do it: nothing has been started yet
-    notice = confine.usable()
-    if notice:
-        notice = f"mount {mount}: the gateway is not confined to its folder: {notice}"
-        log.warning(notice)
+    notice = confinement(mount)
     process = _start_gateway(mount, socket_path, confined=not notice)
     return {
         "provider": NAME,
@@ -94,8 +91,11 @@ def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any], p
 @hookimpl
 def wnodes_mount_detach(attachment: dict[str, Any]) -> bool | None:
     """End the gateway, in the process that started it or in any other of the user's."""
-    if attachment.get("provider") != NAME:
-        return None
+    return end_gateway(attachment) if attachment.get("provider") == NAME else None
+
+
+def end_gateway(attachment: dict[str, Any]) -> bool:
+    """End an attachment's process and reap it if it is ours. Raises HostError if it does not end."""
     pid, started = attachment["process"]["pid"], attachment["process"]["started"]
     child = _gateways.pop(pid, None)
     if child is not None:
@@ -107,7 +107,17 @@ def wnodes_mount_detach(attachment: dict[str, Any]) -> bool | None:
     return True
 
 
-def _check_source(mount: Mount) -> None:
+def confinement(mount: Mount) -> str:
+    """Words for the user where a gateway cannot be confined on this host, else ''."""
+    notice = confine.usable()
+    if notice:
+        notice = f"mount {mount}: the gateway is not confined to its folder: {notice}"
+        log.warning(notice)
+    return notice
+
+
+def check_source(mount: Mount) -> None:
+    """Raises MountDenied."""
     try:
         fd = os.open(mount.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -117,22 +127,37 @@ def _check_source(mount: Mount) -> None:
 
 
 def _start_gateway(mount: Mount, socket_path: str, *, confined: bool) -> Process:
-    server = find_server()
-    # The guest's kernel has applied the umask of the guest's process; the server adds none.
-    argv = [server, "-e", "-l", "ERROR", "-u", "000", "-d", mount.source, *(["-R"] if mount.read_only else [])]
+    argv = server_argv(mount)
     with closing(socket.socket(socket.AF_UNIX)) as port:
         port.connect(socket_path)
         child = _spawn_confined(argv, mount, port) if confined else _spawn(argv, port, None)
+    return note_gateway(child)
+
+
+def server_argv(mount: Mount) -> list[str]:
+    """The server as it serves a mount on its stdin and stdout. Raises HostError where the host has none."""
+    # The guest's kernel has applied the umask of the guest's process; the server adds none.
+    words = ["-e", "-l", "ERROR", "-u", "000", "-d", mount.source, *(["-R"] if mount.read_only else [])]
+    return [find_server(), *words]
+
+
+def rules_of(mount: Mount) -> list[tuple[str, int]]:
+    """All that a mount's server may open, as ``confine.make_ruleset`` takes it."""
+    rights = confine.READ if mount.read_only else confine.ALL_BUT_RUN
+    return [*_NEEDS, (find_server(), confine.READ_AND_RUN), (mount.source, rights)]
+
+
+def note_gateway(child: Any) -> Process:
+    """Know a started gateway, for ``end_gateway`` to reap it."""
     _gateways[child.pid] = child
     process = read(child.pid)
     if process is None:  # impossible: we have not waited for it, so its pid is still there
-        raise HostError(f"gateway for {mount} vanished")
+        raise HostError(f"gateway {child.pid} vanished")
     return process
 
 
 def _spawn_confined(argv: Sequence[str], mount: Mount, port: socket.socket) -> Any:
-    rights = confine.READ if mount.read_only else confine.ALL_BUT_RUN
-    ruleset = confine.make_ruleset([*_NEEDS, (argv[0], confine.READ_AND_RUN), (mount.source, rights)])
+    ruleset = confine.make_ruleset(rules_of(mount))
     try:
         return _spawn(argv, port, confine.restriction(ruleset))
     finally:
