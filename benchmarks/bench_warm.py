@@ -29,13 +29,14 @@ FLOOR = Path(__file__).with_name("warm_floor.py")
 def measure() -> Iterator[Figure]:
     """Figures of the issue's list; TCG, one vCPU, no mount, first byte of ``echo`` on the host."""
     with one_guest(), ground("minimal", "cloud") as place:
-        _own_templates(place)
+        own_templates(place)
         for kind in ("minimal", "cloud"):
             yield from _kind(place, kind)
         yield from _crowd(place)
 
 
-def _own_templates(place: Ground) -> None:
+def own_templates(place: Ground) -> None:
+    """Templates are kept where the user may make them."""
     folder = place.folder / "templates"
     folder.mkdir()
     os.chown(folder, place.user.pw_uid, place.user.pw_gid)
@@ -44,9 +45,9 @@ def _own_templates(place: Ground) -> None:
 
 
 def _kind(place: Ground, kind: str) -> Iterator[Figure]:
-    cold = [_first_byte(place, kind, "cold") for _ in range(COLD[kind])]
-    build = _first_byte(place, kind, "warm")
-    warm = sorted(_first_byte(place, kind, "auto") for _ in range(STARTS))
+    cold = [first_byte(place, kind, "cold") for _ in range(COLD[kind])]
+    build = first_byte(place, kind, "warm")
+    warm = sorted(first_byte(place, kind, "auto") for _ in range(STARTS))
     floor = _floor(place, kind)
     p50, p99 = statistics.median(warm), warm[int(len(warm) * 0.99)]
     ratio = p50 / statistics.median(cold)
@@ -74,7 +75,7 @@ def _kind(place: Ground, kind: str) -> Iterator[Figure]:
     yield Figure(f"warm start against its floor, {kind} image", p50 / limit, "×", "≤ 1", p50 <= limit, note)
 
 
-def _first_byte(place: Ground, kind: str, start: str) -> float:
+def first_byte(place: Ground, kind: str, start: str) -> float:
     """Seconds from ``wnodes run`` called to the first byte of its command."""
     vm = f"image={image(kind).name},memory={MEMORY_MIB[kind]}M,start={start}"
     argv = place.argv("run", "-q", "--no-workdir", "--vm", vm, "--", "echo", "up")

@@ -1,4 +1,4 @@
-"""The storage benchmark's table (Markdown) and plot (SVG), as they stand in docs/storage.md."""
+"""The storage benchmark's table (Markdown) and plots (SVG), as they stand in docs/storage.md."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ import statistics
 from pathlib import Path
 
 BEGIN, END = "<!-- storage figures: begin -->", "<!-- storage figures: end -->"
-PLOT = "storage.svg"
+PLOT, CURVE = "storage.svg", "storage-clients.svg"
 # What WNoDeS measured in 2011 on its worker nodes, sequential, MB/s: the lowest and the highest of its ways.
 OF_2011 = (39.5, 112.0)
 RATES = (("write", "MiB/s"), ("read", "MiB/s"))
 COLUMNS = (
     *RATES,
     *((name, "/s") for name in ("random read", "random write", "create", "stat", "walk", "unlink")),
-    *(("host CPU", "s/GiB"), ("guest CPU", "s/GiB")),
+    ("git status", "files/s"),
+    ("host CPU", "s/GiB"),
+    *((f"{name} cpu", "s/GiB") for name, _ in RATES),
+    ("files", "most"),
 )
+_HEADS = {"write cpu": "guest CPU write", "read cpu": "guest CPU read"}
 _COLOURS = ("#4878a8", "#e0a030")
 _BAR, _GAP, _LEFT, _WIDTH = 12, 12, 150, 420
 
 Results = dict[str, dict[str, list[float]]]
+Curve = list[tuple[int, float, float]]
 
 
-def document(results: Results, missing: dict[str, str], folder: Path, rounds: int) -> None:
-    """Put both into ``folder``; the page has the two marks between which the table goes."""
+def document(results: Results, missing: dict[str, str], curve: Curve, folder: Path, rounds: int) -> None:
+    """Put all into ``folder``; the page has the two marks between which the table goes."""
     page = folder / "storage.md"
     before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -32,25 +37,58 @@ def document(results: Results, missing: dict[str, str], folder: Path, rounds: in
         raise SystemExit(f"{page}: want the lines {BEGIN} and {END}")
     where = f"{os.cpu_count()} shared CPUs, Linux {platform.release()}, guest under TCG, {rounds} rounds, medians"
     how = f"Measured with `benchmarks/run storage --update-docs`: {where}."
-    text = f"{how}\n\n{table(results, missing)}\n\n![rates]({PLOT})"
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    clients = f"{clients_table(curve)}\n\n![clients]({CURVE})\n" if curve else ""
+    text = f"{how}\n\n{table(results, missing)}\n\n![rates]({PLOT})\n\n{clients}"
+    page.write_text(f"{before}{BEGIN}\n{text.rstrip()}\n{END}{after}")
     (folder / PLOT).write_text(plot(results))
+    if curve:
+        (folder / CURVE).write_text(plot_clients(curve))
 
 
 def _shown(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
+def _cell(found: dict[str, list[float]], name: str) -> str:
+    if name not in found:
+        return ""
+    return _shown(max(found[name]) if name == "files" else statistics.median(found[name]))
+
+
+def _rows(rows: list[list[str]]) -> str:
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def table(results: Results, missing: dict[str, str]) -> str:
     """One row a way, and the years before."""
-    head = ["way", *(f"{name}, {unit}" for name, unit in COLUMNS)]
-    rows = [head, ["---"] * len(head)]
+    rows = [["way", *(f"{_HEADS.get(name, name)}, {unit}" for name, unit in COLUMNS)]]
     for way, found in results.items():
-        rows.append([way, *(_shown(statistics.median(found[name])) for name, _ in COLUMNS)])
+        rows.append([way, *(_cell(found, name) for name, _ in COLUMNS)])
     rows += [[way, f"not measured: {why}", *[""] * (len(COLUMNS) - 1)] for way, why in missing.items()]
     old = "{:g}-{:g}".format(*OF_2011)
     rows.append(["WNoDeS in 2011 (MB/s, KVM)", old, old, *[""] * (len(COLUMNS) - 2)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _rows(rows)
+
+
+def clients_table(curve: Curve) -> str:
+    """One column a number of clients."""
+    head = ["clients", *(str(clients) for clients, _, _ in curve)]
+    rates = [[f"{name}, MiB/s in all", *(_shown(each[n + 1]) for each in curve)] for n, (name, _) in enumerate(RATES)]
+    return _rows([head, *rates])
+
+
+def _svg(width: float, height: float) -> str:
+    size = f'width="{width:g}" height="{height:g}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">'
+
+
+def _legend(left: int) -> list[str]:
+    parts = []
+    for number, ((name, unit), colour) in enumerate(zip(RATES, _COLOURS, strict=True)):
+        parts.append(f'<rect x="{left + number * 130}" y="4" width="10" height="10" fill="{colour}"/>')
+        parts.append(f'<text x="{left + number * 130 + 15}" y="13">{name}, {unit}</text>')
+    return parts
 
 
 def plot(results: Results) -> str:
@@ -63,14 +101,11 @@ def plot(results: Results) -> str:
     band = x(OF_2011[1]) - x(OF_2011[0])
     height = 40 + len(results) * (2 * _BAR + _GAP)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + 70}" height="{height}"'
-        ' font-family="sans-serif" font-size="11">',
+        _svg(_LEFT + _WIDTH + 70, height),
         f'<rect x="{x(OF_2011[0]):.1f}" y="24" width="{band:.1f}" height="{height - 24}" fill="#ddd"/>',
         f'<text x="{x(OF_2011[0]) + 4:.1f}" y="{height - 4}" fill="#666">2011</text>',
+        *_legend(_LEFT),
     ]
-    for number, ((name, unit), colour) in enumerate(zip(RATES, _COLOURS, strict=True)):
-        parts.append(f'<rect x="{_LEFT + number * 130}" y="4" width="10" height="10" fill="{colour}"/>')
-        parts.append(f'<text x="{_LEFT + number * 130 + 15}" y="13">{name}, {unit}</text>')
     for row, (way, found) in enumerate(results.items()):
         top = 28 + row * (2 * _BAR + _GAP)
         parts.append(f'<text x="{_LEFT - 6}" y="{top + _BAR + 4}" text-anchor="end">{way}</text>')
@@ -79,4 +114,21 @@ def plot(results: Results) -> str:
             size = f'width="{x(value) - _LEFT:.1f}" height="{_BAR - 1}"'
             parts.append(f'<rect x="{_LEFT}" y="{y}" {size} fill="{colour}"/>')
             parts.append(f'<text x="{x(value) + 4:.1f}" y="{y + _BAR - 2}">{_shown(value)}</text>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def plot_clients(curve: Curve) -> str:
+    """The throughput of all clients together over their number, each doubling as far as the one before."""
+    left, wide, high, step = 50, 420, 160, 420 / max(1, len(curve) - 1)
+    most = max(max(each[1:]) for each in curve)
+    parts = [_svg(left + wide + 40, high + 70), *_legend(left)]
+    bottom = 30 + high
+    parts.append(f'<path d="M{left} 30V{bottom}H{left + wide}" fill="none" stroke="#888"/>')
+    parts.append(f'<text x="{left - 6}" y="36" text-anchor="end">{_shown(most)}</text>')
+    for number, each in enumerate(curve):
+        parts.append(f'<text x="{left + number * step:.1f}" y="{bottom + 16}" text-anchor="middle">{each[0]}</text>')
+    parts.append(f'<text x="{left + wide / 2:g}" y="{bottom + 32}" text-anchor="middle">clients</text>')
+    for number, colour in enumerate(_COLOURS, 1):
+        points = [f"{left + n * step:.1f},{bottom - each[number] / most * high:.1f}" for n, each in enumerate(curve)]
+        parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>')
     return "\n".join([*parts, "</svg>\n"])

@@ -36,8 +36,8 @@ class Awake:
     channel_s: float
 
 
-async def start(template: Template, folder: Path, number: int, memory_mib: int) -> Awake:
-    """QEMU started, state loaded, guest woken and one command run, each timed."""
+async def start(template: Template, folder: Path, number: int, memory_mib: int, *, mounts: bool = False) -> Awake:
+    """QEMU started, state loaded, guest woken and one command run, each timed; with sockets for its mounts if asked."""
     place = folder / str(number)
     place.mkdir(parents=True)
     base = template.disks[0]
@@ -45,7 +45,7 @@ async def start(template: Template, folder: Path, number: int, memory_mib: int) 
         str(place / "overlay.qcow2"), "qcow2", base.path, base.format, False, "root", base.base, base.base_format
     )
     wnodes_disk_create(disk=overlay)
-    ports = tuple(Channel(f"org.wnodes.mount.{n}", "") for n in range(template.mount_ports))
+    ports = tuple(Channel(f"org.wnodes.mount.{n}", f"{place}/m{n}" if mounts else "") for n in range(template.mount_ports))
     vm = Vm(
         name=f"wnodes-floor-{os.getpid()}-{number}", folder=str(place), cpus=template.shape.cpus, memory_mib=memory_mib,
         accel=template.accel, disks=(overlay, *template.disks[1:]), console=str(place / "console.log"),
