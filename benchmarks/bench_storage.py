@@ -25,12 +25,12 @@ from storage_plot import document
 
 __all__ = ["document", "measure", "update_docs"]
 
-ROUNDS, MIB = 3, 48
+ROUNDS, MIB, DIRECT_MIB = 3, 48, 192
 FILES = (10_000, 200, 200)  # a round each
 TREE = 2000
 LOAD = Path(__file__).with_name("storage_load.py").read_text()
 BASE, NATIVE, BARE = "virtiofs", "host's file system", "port alone, no files"
-LARGE = ("write", "read")
+LARGE, DIRECT = ("write", "read"), ("direct write", "direct read")
 SMALL = ("random read", "random write", "create", "stat", "walk", "unlink", "git status")
 Results = dict[str, dict[str, list[float]]]
 _last: tuple[Results, dict[str, str], list[tuple[int, float, float]]] = ({}, {}, [])
@@ -88,7 +88,9 @@ def _mounted(guest: Any, missing: dict[str, str]) -> dict[str, list[int]]:
             missing[way] = " ".join(str(error).split())
     shared = next(way for way in pids if way not in storage_ways.OWN_DISK)
     for way in storage_ways.OWN_DISK:
-        storage_guest.must(guest, ["cp", "-a", f"{storage_ways.target_of(shared)}/tree", storage_ways.target_of(way)], timeout_s=300)
+        storage_guest.must(
+            guest, ["cp", "-a", f"{storage_ways.target_of(shared)}/tree", storage_ways.target_of(way)], timeout_s=300
+        )
     return pids
 
 
@@ -97,21 +99,30 @@ def _one(guest: Any, way: str, gateway: list[int], number: int) -> dict[str, flo
     native = way == NATIVE
     call: Callable[..., str] = _here if native else lambda argv: storage_guest.must(guest, argv, timeout_s=600)
     name = f"{number}-{''.join(filter(str.isalnum, way))}"
-    folder, cold = (str(guest.source), "file") if native else ("" if way == BARE else storage_ways.target_of(way), "machine")
+    folder = str(guest.source) if native else "" if way == BARE else storage_ways.target_of(way)
     found: dict[str, float] = {}
-    for what in LARGE if way == BARE else ("large", "small", "git"):
+    for what in _parts(way):
         before = storage_guest.cpu_seconds([guest.process.pid, *gateway])
         if way == BARE:
             said = storage_ways.bare_port(guest, what, MIB, call)
         else:
             files = TREE if what == "git" else FILES[number]
-            said = call(["python3", "-I", "-c", LOAD, what, folder, name, cold, str(MIB), str(files)])
+            mib = DIRECT_MIB if what == "direct" else MIB
+            cold = "file" if native else "machine"
+            said = call(["python3", "-I", "-c", LOAD, what, folder, name, cold, str(mib), str(files)])
         spent = storage_guest.cpu_seconds([guest.process.pid, *gateway]) - before
         found |= json.loads(said)
         if what in ("large", *LARGE):
             found["host"] = found.get("host", 0.0) + spent
     shutil.rmtree(guest.source / name, ignore_errors=True)
     return _for_each_gib(found, native)
+
+
+def _parts(way: str) -> tuple[str, ...]:
+    if way == BARE:
+        return LARGE
+    disks = ("direct",) if way in (NATIVE, *storage_ways.OWN_DISK) else ()
+    return ("large", "small", *disks, "git")
 
 
 def _for_each_gib(found: dict[str, float], native: bool) -> dict[str, float]:
@@ -142,8 +153,8 @@ def _goals(results: Results, missing: dict[str, str]) -> list[Figure]:
         ("NFS 4.1 (ganesha)", BASE, LARGE, 0.8),
         ("sshfs, channel", BASE, ("create", "stat", "unlink", "git status"), 0.5),
         ("sshfs, channel", "sshfs, encrypted", (*LARGE, *SMALL), 1.0),
-        ("scratch disk", NATIVE, LARGE, 0.9),
-        ("scratch disk", "overlay disk", (*LARGE, "random write"), None),
+        ("scratch disk", NATIVE, (*DIRECT, *LARGE), 0.9),
+        ("scratch disk", "overlay disk", (*LARGE, *DIRECT, "random write"), None),
         ("sshfs, channel", BARE, LARGE, None),
     ]
     figures = []

@@ -144,7 +144,8 @@ def _virtiofs(guest: SharedGuest) -> tuple[str, Calls, Any]:
             end(each)
 
     must(guest, f"umount {storage_ways.target_of('virtiofs')}; mkdir -p {TARGET}v")
-    return "virtiofsd to its socket, and mount of a device that the VM has; 49 daemons that wait", (attach, detach), others
+    note = "virtiofsd to its socket, and mount of a device that the VM has; 49 daemons that wait"
+    return note, (attach, detach), others
 
 
 def _nfs(guest: SharedGuest) -> tuple[str, Calls, Any]:
@@ -159,7 +160,8 @@ def _nfs(guest: SharedGuest) -> tuple[str, Calls, Any]:
     def attach() -> None:
         exports(kept[0] + 1)
         mount = storage_ways.nfs_mount(guest, f"{TARGET}n", kept[0] + 1)
-        must(guest, f"end=$((SECONDS + 20)); until {mount} 2>/dev/null; do ((SECONDS < end)) || exit 1; sleep 0.02; done")
+        patience = "((SECONDS < end)) || exit 1; sleep 0.02"
+        must(guest, f"end=$((SECONDS + 20)); until {mount} 2>/dev/null; do {patience}; done")
 
     def detach() -> None:
         must(guest, ["umount", f"{TARGET}n"])

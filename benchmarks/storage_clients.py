@@ -81,9 +81,9 @@ async def _all(clients: list[Any], command: str, mib: int) -> float:
     """Seconds until the last client has done it."""
     began = time.perf_counter()
     words = [["sh", "-c", command.format(TARGET, number, mib * 4)] for number in range(len(clients))]
-    done = await asyncio.gather(*(
-        client.channel.run(argv, timeout_s=120) for (client, _), argv in zip(clients, words, strict=True)
-    ))
+    done = await asyncio.gather(
+        *(client.channel.run(argv, timeout_s=120) for (client, _), argv in zip(clients, words, strict=True))
+    )
     assert not any(each.code for each in done), done
     return time.perf_counter() - began
 

@@ -1,12 +1,14 @@
 """A load: python3 -c THIS PART FOLDER NAME COLD MIB FILES; prints rates and the CPU seconds they took as JSON.
 
 PART is ``large`` (one file written, then read with cold caches), ``small`` (4 KiB at random places,
-then many files) or ``git`` (the status of the tree at FOLDER/tree). NAME is for this run alone. COLD is how
+then many files), ``direct`` (as large, past the page cache, so that no CPU copies: what the disk itself can) or
+``git`` (the status of the tree at FOLDER/tree). NAME is for this run alone. COLD is how
 caches are emptied: ``machine`` drops all of this kernel's (a guest's), ``file`` those of the one file: a host has
 other users. No piece of ``small`` takes longer than PATIENCE_S: what was done by then makes the rate.
 """
 
 import json
+import mmap
 import os
 import random
 import subprocess
@@ -132,6 +134,23 @@ def small():
     timed("unlink", lambda: each(names(made), os.unlink))
 
 
+def direct():
+    """O_DIRECT wants aligned memory: a map has it."""
+    block = mmap.mmap(-1, 1 << 20)
+    block.write(BLOCK)
+    fd = os.open(BIG, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o644)
+
+    def all_of(call):
+        for n in range(MIB):
+            call(n << 20)
+        return MIB
+
+    timed("direct write", lambda: all_of(lambda place: os.pwrite(fd, block, place)))
+    timed("direct read", lambda: all_of(lambda place: os.preadv(fd, [block], place)))
+    os.close(fd)
+    os.unlink(BIG)
+
+
 def git():
     argv = [*GIT, "-C", f"{FOLDER}/tree", "status", "--porcelain"]
     cold()
@@ -151,5 +170,5 @@ if PART == "large":
     cold()
     timed("read", read)
 else:
-    {"small": small, "git": git}[PART]()
+    {"small": small, "direct": direct, "git": git}[PART]()
 print(json.dumps(rates))

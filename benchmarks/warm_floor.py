@@ -45,7 +45,8 @@ async def start(template: Template, folder: Path, number: int, memory_mib: int, 
         str(place / "overlay.qcow2"), "qcow2", base.path, base.format, False, "root", base.base, base.base_format
     )
     wnodes_disk_create(disk=overlay)
-    ports = tuple(Channel(f"org.wnodes.mount.{n}", f"{place}/m{n}" if mounts else "") for n in range(template.mount_ports))
+    where = f"{place}/m{{}}" if mounts else ""
+    ports = tuple(Channel(f"org.wnodes.mount.{n}", where.format(n)) for n in range(template.mount_ports))
     vm = Vm(
         name=f"wnodes-floor-{os.getpid()}-{number}", folder=str(place), cpus=template.shape.cpus, memory_mib=memory_mib,
         accel=template.accel, disks=(overlay, *template.disks[1:]), console=str(place / "console.log"),

@@ -61,7 +61,8 @@ class Guest:
         assert boot is not None
         argv = ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "Nehalem"]
         argv += ["-smp", str(cpus), "-m", str(memory_mib), "-nodefaults", "-display", "none", "-vga", "none"]
-        argv += ["-no-reboot", "-kernel", boot.kernel, "-initrd", boot.initrd, "-append", boot.cmdline]
+        argv += ["-no-reboot", "-kernel", boot.kernel, "-initrd", boot.initrd]
+        argv += ["-append", f"{boot.cmdline} mitigations=off"]  # as the backend has it of an emulated CPU
         argv += ["-drive", f"file={overlay},if=virtio,cache=unsafe", "-device", "virtio-rng-pci"]
         argv += ["-serial", f"file:{self.folder}/console.log", "-device", "virtio-serial"]
         for i, name in enumerate(ports):

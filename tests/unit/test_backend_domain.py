@@ -45,15 +45,17 @@ def test_unknown_architecture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("accel", "given", "expected"),
     [
-        ("", "console=ttyS0 panic=-1"),
-        ("root=/dev/vda  rw", "root=/dev/vda rw console=ttyS0 panic=-1"),
-        ("panic=5 console=hvc0", "panic=5 console=hvc0"),
+        ("kvm", "", "console=ttyS0 panic=-1"),
+        ("kvm", "root=/dev/vda  rw", "root=/dev/vda rw console=ttyS0 panic=-1"),
+        ("kvm", "panic=5 console=hvc0", "panic=5 console=hvc0"),
+        ("tcg", "", "console=ttyS0 panic=-1 mitigations=off"),  # what an emulated CPU cannot have
+        ("tcg", "panic=5 mitigations=auto", "panic=5 mitigations=auto console=ttyS0"),
     ],
 )
-def test_command_line_has_a_console_and_ends_on_panic(given: str, expected: str) -> None:
-    assert texts(replace(VM, boot=Boot("/k", "", given)), "//cmdline/text()") == [expected]
+def test_command_line_has_a_console_and_ends_on_panic(accel: str, given: str, expected: str) -> None:
+    assert texts(replace(VM, accel=accel, boot=Boot("/k", "", given)), "//cmdline/text()") == [expected]
 
 
 @pytest.mark.parametrize(
