@@ -31,6 +31,7 @@ BUILTINS = (
     "wnodes_core.storage.scratch",
     "wnodes_core.storage.sshfs",
     "wnodes_core.storage.sshfs_tcp",
+    "wnodes_core.storage.virtiofs",
     "wnodes_core.network.user",
 )
 LRMS_GROUP = "wnodes.lrms"

@@ -13,6 +13,10 @@ class TestSshfs(StorageContract):
     provider, name = "wnodes_core.storage.sshfs", "sshfs"
 
 
+class TestVirtiofs(StorageContract):
+    provider, name, needs = "wnodes_core.storage.virtiofs", "virtiofs", "device"
+
+
 class TestSshfsTcp(StorageContract):
     provider, name, needs = "wnodes_core.storage.sshfs_tcp", "sshfs-tcp", "network"
 

@@ -75,6 +75,9 @@ class StorageContract:
             ends[-1].bind(path)
             ends[-1].listen(1)
             mount = Mount(str(source), "/t", read_only)
+            if self.needs == "device":
+                made.append(_equipped(hooks, mount, tmp_path, len(made), guest, self.name))
+                return made[-1]
             attachment = hooks.wnodes_mount_attach(mount=mount, socket_path=path, guest=guest, provider=self.name)
             made.append(attachment)
             if not self.needs:  # it speaks through the port; others leave that alone
@@ -181,6 +184,18 @@ class StorageContract:
         with pytest.raises((OSError, errors.WnodesError)):
             hooks.wnodes_mount_attach(socket_path=str(tmp_path / "no.sock"), **asked)
         assert _children() == before
+
+
+def _equipped(
+    hooks: Any, mount: Mount, folder: Path, index: int, guest: dict[str, Any], name: str
+) -> dict[str, Any]:
+    """A device's two halves, before the VM and in its guest, as one attachment."""
+    asked = {"mount": mount, "provider": name}
+    device = hooks.wnodes_mount_equip(index=index, folder=str(folder), guest={}, **asked)
+    assert device["filesystem"].keys() == {"kind", "source", "tag", "read_only"}
+    shown = hooks.wnodes_mount_attach(socket_path="/nowhere", guest={**guest, "equipped": device}, **asked)
+    assert hooks.wnodes_mount_detach(attachment=shown) is True, "it is no more than what the guest was told"
+    return {**shown, "process": device["process"], "notice": device["notice"]}
 
 
 def _process(made: dict[str, Any]) -> Process:

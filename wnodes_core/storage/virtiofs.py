@@ -1,0 +1,141 @@
+"""Folders of the host in the guest: virtiofs, a device of the VM, served by a virtiofsd of the job's user.
+
+The quickest way to a folder, for guest and host share memory. That is its price, too: a VM that has such a device
+is booted and not cloned. virtiofsd wants to be root, to act for whatever user the guest names; here it is root of
+nothing but a user namespace in which only the job's user exists (``virtiofs_exec``), so that the host's kernel
+refuses all others. Contract of the program: virtiofsd(1) of QEMU 5.0 to 7.2, and the README of its successor in Rust.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from wnodes_core.api import Mount, Process, hookimpl
+from wnodes_core.errors import HostError, NoProvider
+from wnodes_core.storage.sshfs import check_source, end_gateway, note_gateway
+from wnodes_core.storage.virtiofs_exec import PLACE
+from wnodes_core.tools import run, spawn
+
+wnodes_api = 1
+NAME = "virtiofs"
+
+SERVERS = (
+    "/usr/libexec/virtiofsd",  # EL, Fedora, Debian 13
+    "/usr/lib/qemu/virtiofsd",  # Debian 12, Ubuntu
+    "/usr/lib/virtiofsd",  # Arch
+)
+_NAMESPACES = "/proc/sys/user/max_user_namespaces"
+_STAGES = "/run/wnodes/mounts"
+_MOUNT_TIMEOUT_S = 60.0
+
+
+def find_server() -> str:
+    """Path of virtiofsd. Raises HostError where the host has none, or may not confine one."""
+    with suppress(OSError):
+        if Path(_NAMESPACES).read_text().strip() == "0":
+            raise HostError("virtiofsd without root wants user namespaces", hint=f"sysctl {_NAMESPACES[10:]} is 0")
+    for path in SERVERS:
+        if os.access(path, os.X_OK):
+            return path
+    raise HostError("no virtiofsd on this host", hint="install virtiofsd (Debian 12: qemu-system-common)")
+
+
+@hookimpl
+def wnodes_mount_usable() -> dict[str, str]:
+    """Whether the host has a server and the namespaces that confine it."""
+    try:
+        find_server()
+    except HostError as error:
+        return {"provider": NAME, "problem": f"{error.message}; {error.hint}", "needs": "device"}
+    return {"provider": NAME, "problem": "", "needs": "device"}
+
+
+@hookimpl
+def wnodes_mount_equip(
+    mount: Mount, index: int, folder: str, guest: dict[str, Any], provider: str
+) -> dict[str, Any] | None:
+    """Start the gateway on a socket that QEMU is to call at."""
+    if provider != NAME:
+        return None
+    check_source(mount)
+    if str(guest.get("virtiofs")).lower() in ("no", "false"):  # what the image's catalogue entry says
+        raise NoProvider(f"mount {mount}: the image knows no virtiofs")
+    path = f"{folder}/fs{index}.sock"
+    process = _start_gateway(mount, path)
+    return {
+        "provider": NAME,
+        "process": {"pid": process.pid, "started": process.started},
+        "filesystem": {"kind": NAME, "source": path, "tag": f"wnodes{index}", "read_only": mount.read_only},
+        "notice": "",
+    }
+
+
+@hookimpl
+def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any], provider: str) -> dict[str, Any] | None:
+    """Say how the guest mounts the device; its gateway was started with it."""
+    if provider != NAME:
+        return None
+    check_source(mount)
+    equipped = guest.get("equipped") or {}
+    if equipped.get("provider") != NAME:
+        raise NoProvider(f"mount {mount}: the VM has no device for it", hint=f"put {NAME} first in storage.order")
+    stage = f"{_STAGES}/{guest['port']}"
+    shown = {"stage": stage, "target": mount.target, "read_only": mount.read_only, "read_ahead_kib": 0}
+    argv = ["mount", "-t", NAME, "-o", "nosuid,nodev", equipped["filesystem"]["tag"], stage]
+    step = {"argv": argv, "mount": shown, "timeout_s": _MOUNT_TIMEOUT_S}
+    return {"provider": NAME, "process": None, "guest": [step], "notice": ""}
+
+
+@hookimpl
+def wnodes_mount_detach(attachment: dict[str, Any]) -> bool | None:
+    """End the gateway, in the process that started it or in any other of the user's."""
+    if attachment.get("provider") != NAME:
+        return None
+    if attachment.get("process") is None:  # the guest's half of it: the device has its own entry
+        return True
+    return end_gateway(attachment)
+
+
+def _start_gateway(mount: Mount, path: str) -> Process:
+    """A virtiofsd that serves who calls at ``path`` first; it ends with that one, or with us if nobody calls."""
+    server = find_server()
+    with socket.socket(socket.AF_UNIX) as listener:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        listener.bind(path)
+        os.chmod(path, 0o600)  # nobody can call before it listens
+        listener.listen(1)
+        child = spawn(
+            [*_confined(mount), *server_argv(server, listener.fileno())],
+            stderr=2,  # the keeper's log
+            pass_fds=(listener.fileno(),),
+            new_session=True,
+        )
+    return note_gateway(child)
+
+
+def _confined(mount: Mount) -> list[str]:
+    """What makes a namespace with one user in it, our ``virtiofs_exec`` there, and its arguments."""
+    # Mounts that come later (automount) are seen, but where the seal must hold for them too.
+    later = "private" if mount.read_only else "slave"
+    alone = ["--user", "--mount", f"--propagation={later}", "--keep-caps"]
+    alone += [f"--map-user={os.getuid()}", f"--map-group={os.getgid()}"]
+    become = [sys.executable, "-I", "-m", "wnodes_core.storage.virtiofs_exec"]
+    return ["unshare", *alone, "--", *become, str(os.getpid()), "ro" if mount.read_only else "rw", mount.source]
+
+
+def server_argv(server: str, fd: int) -> list[str]:
+    """The server's own argv, in C or in Rust: it says which it is by the options that it knows.
+
+    Their own sandboxes make namespaces of more users than we have, so ``chroot`` it is. The limit of open files is
+    the keeper's: raising it wants root.
+    """
+    if "--shared-dir" in run([server, "--help"], check=False, timeout_s=10).text:
+        return [server, f"--fd={fd}", f"--shared-dir={PLACE}", "--sandbox=chroot", "--rlimit-nofile=0"]
+    options = f"sandbox=chroot,source={PLACE},cache=auto,no_posix_lock"
+    return [server, f"--fd={fd}", "--rlimit-nofile=0", "-o", options]

@@ -1,0 +1,78 @@
+"""Becomes virtiofsd in namespaces of its own: ``virtiofs_exec STARTER ro|rw SOURCE SERVER [ARGUMENT…]``.
+
+Called by unshare(1) in a fresh user and mount namespace. There SOURCE is mounted at ``PLACE``, so that the kernel
+itself says no to writing (``ro``), to devices and to setuid programs, whatever is asked of the server; and no name
+of the user's is an argument of it, where a comma would begin its next option. The server is bound to die with
+STARTER, whose child it is: before a hypervisor has called, it would wait for ever.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+import sys
+
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # the same on every architecture; Linux 5.12
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000  # linux/fcntl.h
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4  # linux/mount.h
+_RDONLY, _NOSUID, _NODEV = 1, 2, 4  # MOUNT_ATTR_*, the same
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_FILTER = 1, 22, 38, 2  # linux/prctl.h
+_SETGROUPS = {"x86_64": (0xC000003E, 116), "aarch64": (0xC00000B7, 159)}  # linux/audit.h, asm/unistd.h
+
+PLACE = "/tmp"  # in our own mount namespace: every host has it, and the server needs none
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(argv: list[str]) -> None:
+    """Never returns but by an OSError or SystemExit."""
+    starter, mode, source, *server = argv
+    _seal(source.encode("utf-8", "surrogateescape"), _NOSUID | _NODEV | (_RDONLY if mode == "ro" else 0))
+    _keep_groups()
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
+    if os.getppid() != int(starter):  # it has gone already
+        sys.exit("virtiofs: nobody is left to serve")
+    os.execv(server[0], server)
+
+
+def _seal(folder: bytes, attributes: int) -> None:
+    """Mount a folder, and all that is mounted below, at ``PLACE`` with these attributes. Raises OSError."""
+    tree = _call(_OPEN_TREE, _AT_FDCWD, folder, _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC)
+    wanted = struct.pack("=QQQQ", attributes, 0, 0, 0)  # struct mount_attr: to set, to clear, propagation, userns
+    _call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, wanted, len(wanted))
+    _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, PLACE.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
+    os.close(tree)
+
+
+def _keep_groups() -> None:
+    """Have setgroups(2) do nothing and say that it did.
+
+    virtiofsd drops its further groups, for it is meant to be root (CVE-2022-0358), and ends where it may not, as
+    here: nobody without rights may drop a group. The job's groups are its own, and its files may hang on them.
+    """
+    arch, number = _SETGROUPS[os.uname().machine]
+    load, equal, give, allow = 0x20, 0x15, 0x06, 0x7FFF0000  # linux/filter.h, linux/seccomp.h
+    steps = ((load, 0, 0, 4), (equal, 0, 3, arch), (load, 0, 0, 0), (equal, 0, 1, number), (give, 0, 0, 0x00050000))
+    code = b"".join(struct.pack("=HBBI", *step) for step in (*steps, (give, 0, 0, allow)))
+    text = ctypes.create_string_buffer(code)
+    program = struct.pack("@HP", len(code) // 8, ctypes.addressof(text))  # struct sock_fprog
+    _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _checked(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_FILTER, program, 0, 0))
+
+
+def _call(number: int, *arguments: int | bytes) -> int:
+    words = [each if isinstance(each, bytes) else ctypes.c_long(each) for each in arguments]
+    return _checked(_libc.syscall(ctypes.c_long(number), *words))
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"virtiofs: {os.strerror(number)}")
+    return int(result)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
