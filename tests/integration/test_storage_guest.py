@@ -22,7 +22,7 @@ class TestSshfs(StorageAttacks):
 
     def test_the_kernel_reads_ahead(self, guest: Any, there: str) -> None:
         mounted = guest.run(["grep", "-m1", "fuse.sshfs", "/proc/self/mountinfo"]).stdout.decode().split()
-        assert guest.run(f"cat /sys/class/bdi/{mounted[2]}/read_ahead_kb").stdout == b"1024\n"
+        assert guest.run(f"cat /sys/class/bdi/{mounted[2]}/read_ahead_kb").stdout == b"4096\n"
 
     def test_guest_without_sshfs_mounts_with_the_hosts(self, guest: Any, mount_it: Any, home: Path) -> None:
         (home / "data").write_text("data")

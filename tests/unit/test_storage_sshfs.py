@@ -174,10 +174,11 @@ def test_another_providers_attachment_is_left_alone() -> None:
 def test_guest_with_sshfs_gets_no_bundle() -> None:
     (step,) = sshfs.guest_steps(Mount("/a b", "/c", True), GUEST)
     stage = "/run/wnodes/mounts/org.wnodes.mount.0"
+    options = "passive,allow_other,idmap=none,dcache_timeout=1,fsname=wnodes,max_read=65536,max_write=65536"
     assert step == {
-        "argv": ["sshfs", ":", stage, "-o", "passive,allow_other,idmap=none,dcache_timeout=1,fsname=wnodes"],
+        "argv": ["sshfs", ":", stage, "-o", options],
         "port": "org.wnodes.mount.0",
-        "mount": {"stage": stage, "target": "/c", "read_only": True, "read_ahead_kib": 1024},
+        "mount": {"stage": stage, "target": "/c", "read_only": True, "read_ahead_kib": 4096},
         "timeout_s": 60.0,
     }
 
