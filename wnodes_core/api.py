@@ -25,6 +25,7 @@ from wnodes_core.model import (
 from wnodes_core.phases import Phase
 from wnodes_core.ports import Nic, Port, Route, mac_of
 from wnodes_core.processes import environ_of, run_by_root
+from wnodes_core.volumes import Volume
 
 API_LEVEL = 1
 
@@ -50,6 +51,7 @@ __all__ = [
     "Template",
     "Vm",
     "VmRequest",
+    "Volume",
     "environ_of",
     "errors",
     "hookimpl",

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from wnodes_core.errors import NoProvider, RequestError, WnodesError
@@ -24,7 +25,7 @@ from wnodes_core.journal import Journal
 from wnodes_core.model import Disk, Process, Start, Template, Trace, Vm
 from wnodes_core.mounting import Mounts
 from wnodes_core.plan import Plan
-from wnodes_core.plugging import plug
+from wnodes_core.plugging import plug, plug_disk
 from wnodes_core.pool.pooled import Pooled
 from wnodes_core.undoing import undo_one
 from wnodes_core.watch import Watch
@@ -183,6 +184,9 @@ class Lifecycle:
         try:
             with self._timed("agent"):
                 await self._while_alive(self._set_up(running.channel))
+            if self.plan.template and self.plan.scratch:
+                with self._timed("scratch"):
+                    await self._while_alive(self._plug_scratch(running.vm, self.plan.scratch))
             if self.plan.port:
                 with self._timed("network"):
                     plugged = plug(self.plan, running.channel, self.hook, self.journal)
@@ -204,6 +208,12 @@ class Lifecycle:
         with self.journal.making_it("disk", disk.path, **asdict(disk)):
             if not self.hook.wnodes_disk_create(disk=disk):
                 raise NoProvider(f"no plug-in makes a {disk.format} disk on {disk.base!r}")
+
+    async def _plug_scratch(self, vm: Vm, disk: Disk) -> None:
+        """Make a clone's scratch and plug it in, for its template has none."""
+        self._create_disk(disk)
+        plug = self.pooled.plug if self.pooled else partial(self.hook.wnodes_disk_plug, vm=vm)
+        await asyncio.to_thread(plug_disk, disk, plug)
 
     async def _started(self, vm: Vm, start: Starter) -> Process:
         self.watch.process = await _to_its_end(lambda: self._start(vm, start))

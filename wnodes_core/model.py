@@ -121,7 +121,7 @@ class Disk:
     ``base`` is what an overlay lies on. The overlay of a clone lies on its template's disk, which
     is an overlay itself: ``under`` is the image below that. ``blank`` is an empty overlay for that
     template's disk, to be copied: the same for all its clones. A disk without a base is made empty,
-    of ``size_mib``.
+    of ``size_mib``. ``block``: the path is a device node, and whatever it names is there already.
     """
 
     path: str
@@ -134,6 +134,7 @@ class Disk:
     under_format: str = ""
     blank: str = ""
     size_mib: int = 0
+    block: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,17 @@ from wnodes_core.ports import Nic
 # The disk is known by its serial number, which needs no udev; each folder is one of its own on the disk.
 SHOW_SCRATCH = """
 set -eu
-for sys in /sys/class/block/*; do
-    serial=
-    if [ -e "$sys/serial" ]; then IFS= read -r serial <"$sys/serial" || :; fi  # there is no newline in it
-    if [ "$serial" = scratch ]; then disk=/dev/${sys##*/}; fi
+disk=
+left=${WNODES_LOOKS:-300}  # a disk that was just plugged is seen 0.2 s later under TCG
+while [ -z "$disk" ]; do
+    for sys in /sys/class/block/*; do
+        serial=
+        if [ -e "$sys/serial" ]; then IFS= read -r serial <"$sys/serial" || :; fi  # there is no newline in it
+        if [ "$serial" = scratch ]; then disk=/dev/${sys##*/}; fi
+    done
+    if [ -n "$disk" ] || [ "$left" -le 0 ]; then break; fi
+    left=$((left - 1))
+    sleep 0.05
 done
 : "${disk:?the guest sees no disk of that name}"
 on=/run/wnodes/scratch

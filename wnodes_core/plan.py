@@ -72,8 +72,8 @@ class Plan:
     With ``slot`` it is a clone of the pool's, in that folder; ``fallback`` says what went wrong with one before.
     ``mount_ports`` and ``most_mib`` are given by a template's builder, whose guest has no mounts yet.
     ``storage`` names the providers that may serve mounts, best first; ``exports`` is what wnodesd made for some, by
-    the mount's number. ``scratch_at`` are the guest's
-    folders that lie on the scratch disk, whose file is in ``scratch_folder`` ('': with the lease).
+    the mount's number. ``scratch`` is the lease's own empty disk, if the job is to have one; ``scratch_at`` are the
+    guest's folders that lie on it.
     """
 
     lease: str
@@ -93,8 +93,7 @@ class Plan:
     mount_ports: int = 0
     most_mib: int = 0
     storage: tuple[str, ...] = ("sshfs",)
-    scratch_mib: int = 0
-    scratch_folder: str = ""
+    scratch: Disk | None = None
     scratch_at: tuple[str, ...] = ()
     port: Port | None = None
     nic: Nic | None = None
@@ -118,6 +117,7 @@ class Plan:
                 "mounts": tuple(Mount(**mount) for mount in data["mounts"]),
                 "host_commands": tuple(data["host_commands"]),
                 "storage": tuple(data["storage"]),
+                "scratch": Disk(**data["scratch"]) if data.get("scratch") else None,
                 "scratch_at": tuple(data["scratch_at"]),
                 "template": Template.from_dict(data["template"]) if data.get("template") else None,
                 "port": Port.from_dict(data["port"]) if data.get("port") else None,
@@ -171,16 +171,6 @@ class Plan:
         """The seed disk, for an image that starts our agent through cloud-init."""
         return Disk(f"{self.folder}/seed.iso", "raw", read_only=True, serial="cidata")
 
-    @property
-    def scratch(self) -> Disk | None:
-        """The lease's own empty disk, if the job is to have one."""
-        if not self.scratch_mib:
-            return None
-        path = f"{self.folder}/scratch.raw"
-        if self.scratch_folder:  # which all leases share
-            path = f"{self.scratch_folder}/scratch-{self.lease}.raw"
-        return Disk(path, "raw", serial="scratch", size_mib=self.scratch_mib)
-
     def mount_socket(self, index: int) -> str:
         """Host side of the port of mount number ``index``."""
         return f"{self.slot or self.folder}/mount{index}.sock"
@@ -198,7 +188,7 @@ class Plan:
 
     @property
     def disks(self) -> tuple[Disk, ...]:
-        """The VM's disks: the overlay, the seed where cloud-init starts our agent, the scratch disk."""
+        """The VM's disks as it starts: overlay, seed for cloud-init, scratch; a clone is given its scratch later."""
         if self.template:
             return (self.overlay, *self.template.disks[1:])
         seed = (self.seed,) if self.image.facts.get("agent") == "cloud-init" else ()
@@ -288,11 +278,10 @@ def make(
         boot_timeout_s=settings.vm.boot_timeout_s,
         console_kib=settings.vm.console_kib,
         host_commands=tuple(host_commands),
-        template=None if request.scratch_mib else template,  # a template's guest has no such disk
+        template=template,
         trace=request.trace == "yes",
         storage=request.storage or settings.storage.order,
-        scratch_mib=request.scratch_mib or 0,
-        scratch_folder="" if settings.scratch.folder == "lease" else settings.scratch.folder,
+        scratch=settings.scratch.disk_for(request.scratch_mib, lease, folder),
         scratch_at=settings.scratch.shown_at,
         port=settings.network.port_for(request.network, request.rate_mbit, lease, job.uid),
     ).to_dict()

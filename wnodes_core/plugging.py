@@ -1,4 +1,4 @@
-"""Giving a running VM its NIC: the port where the keeper makes it, the plug, the guest's addresses.
+"""Giving a running VM its NIC (the port where the keeper makes it, the plug, the guest's addresses), and a disk.
 
 After the guest answers and not before, because a clone's template has no NIC: its MAC could not change.
 """
@@ -6,13 +6,16 @@ After the guest answers and not before, because a clone's template has no NIC: i
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from wnodes_core.errors import NoProvider, TransientError
 from wnodes_core.guest import bundle
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
+from wnodes_core.model import Disk
 from wnodes_core.plan import Plan
 from wnodes_core.ports import Nic, Port
 
@@ -44,6 +47,23 @@ def _attach(port: Port, hook: Any, journal: Journal) -> Nic:
                 hint="bridges and devices want wnodesd",
             )
     return made
+
+
+def plug_disk(disk: Disk, plug: Callable[..., Any]) -> None:
+    """Plug a disk into a running clone; ``plug(disk=…, fd=…)`` does it. Blocks.
+
+    It is opened here: the QEMU of a pooled clone is another user than the disk's. Raises NoProvider,
+    TransientError.
+    """
+    try:
+        fd = os.open(disk.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise TransientError(f"disk {disk.path}: {error.strerror}") from error
+    try:
+        if not plug(disk=disk, fd=fd):
+            raise NoProvider("no backend plugs a disk into this clone")
+    finally:
+        os.close(fd)
 
 
 def undo_port(resource: Resource, hook: Any) -> None:

@@ -81,7 +81,7 @@ def admit(
     rule = rule_for(job, settings.policy, person)
     request = replace(request, image=_image(request, rule), storage=rule.storage)
     request = _within_site_limits(request, job, rule, settings.vm.min_memory_mib)
-    request = _with_scratch(request, rule)
+    request = replace(request, scratch_mib=request.scratch_mib or rule.default_scratch_mib or None)
     _check_asked_mounts(request.mounts, job, rule, person)
     site = tuple(Mount.parse(expand_mount(text, _home(text, person), job.user)) for text in rule.mounts)
     request = replace(request, mounts=arranged(request.mounts + site))
@@ -170,15 +170,6 @@ def _within_site_limits(request: VmRequest, job: Job, rule: Rule, least_mib: int
     if request.memory_mib is None and rule.max_memory_mib and job.memory_mib > rule.max_memory_mib:
         request = replace(request, memory_mib=rule.max_memory_mib)
     return request
-
-
-def _with_scratch(request: VmRequest, rule: Rule) -> VmRequest:
-    """The site's default scratch for a request that names none; one that must be warm can have none."""
-    if request.start == "warm":
-        if request.scratch_mib:
-            raise BadRequest("scratch and start=warm: a VM with a scratch disk is booted", hint="leave one of them out")
-        return request
-    return replace(request, scratch_mib=request.scratch_mib or rule.default_scratch_mib or None)
 
 
 def _check_job_limits(request: VmRequest, job: Job) -> None:

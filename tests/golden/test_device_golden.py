@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from lxml import etree
 
-from wnodes_core.api import Nic
-from wnodes_core.backends.libvirt import devices
+from wnodes_core.api import Disk, Nic
+from wnodes_core.backends.libvirt import devices, domain
 
 MAC = "02:00:00:00:00:07"
 CASES = {
@@ -71,6 +73,35 @@ def test_a_device_is_valid_for_libvirt(kind: str) -> None:
     domain = f"<domain type='qemu'><name>x</name><memory>1</memory><os><type>hvm</type></os><devices>{text}</devices></domain>"
     document = etree.fromstring(domain)
     assert schema.validate(document), schema.error_log
+
+
+DISK = Disk("/dev/wnodes/0a/wnodes-l", "raw", serial="scratch", size_mib=1024, block=True)
+DISK_XML = """<disk type="block" device="disk">
+  <driver name="qemu" type="raw" cache="none" error_policy="report" rerror_policy="report" discard="ignore"/>
+  <source dev="/dev/wnodes/0a/wnodes-l"/>
+  <target dev="vdz" bus="virtio"/>
+  <serial>scratch</serial>
+</disk>
+"""
+
+
+def test_a_disk_is_as_reviewed_and_valid() -> None:
+    assert domain.plugged(DISK).xml() == DISK_XML
+    file = domain.plugged(replace(DISK, path="/l/scratch.qcow2", format="qcow2", block=False), direct_io=False).xml()
+    assert '<disk type="file"' in file and 'file="/l/scratch.qcow2"' in file and 'cache="writeback"' in file
+    schema = etree.RelaxNG(etree.parse("/usr/share/libvirt/schemas/domain.rng"))
+    text = f"<domain type='qemu'><name>x</name><memory>1</memory><os><type>hvm</type></os><devices>{DISK_XML}</devices></domain>"
+    assert schema.validate(etree.fromstring(text)), schema.error_log
+
+
+def test_a_clone_s_qemu_is_given_the_same_disk() -> None:
+    common = {"read-only": False, "cache": {"direct": True, "no-flush": False}, "discard": "ignore"}
+    assert devices.disk_orders(DISK, "/dev/fdset/3", "pci.5", direct_io=True) == (
+        {"driver": "host_device", "node-name": "scratch-storage", "filename": "/dev/fdset/3", **common},
+        {"driver": "raw", "node-name": "scratch-format", "file": "scratch-storage", **common},
+        {"driver": "virtio-blk-pci", "id": "scratch0", "drive": "scratch-format", "serial": "scratch", "bus": "pci.5",
+         "write-cache": "on", "werror": "report", "rerror": "report"},
+    )  # fmt: skip
 
 
 def test_a_stranger_s_nic_is_left_alone() -> None:

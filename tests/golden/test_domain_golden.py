@@ -20,6 +20,7 @@ from wnodes_core.backends.libvirt.xml import Node
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_device_golden import CASES as PLUGGED  # noqa: E402
+from test_device_golden import DISK as PLUGGED_DISK  # noqa: E402
 
 FOLDER = Path(__file__).with_name("domain")
 SCHEMA = "/usr/share/libvirt/schemas/domain.rng"
@@ -115,6 +116,7 @@ def test_every_declared_value_is_in_some_golden_file() -> None:
     kinds = [k for k in vars(objects).values() if isinstance(k, type) and issubclass(k, Node) and k is not Node]
     declared = {(kind.__name__, each.name) for kind in kinds for each in dataclasses.fields(kind)}
     plugged = [node for nic, _ in PLUGGED.values() if (node := devices.of_nic(nic))]
+    plugged.append(domain.plugged(PLUGGED_DISK))
     used = {
         (type(node).__name__, each.name)
         for case in (*CASES.values(), *plugged)

@@ -13,7 +13,7 @@ import select
 import shutil
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from wnodes_core.backends.libvirt import clone, plugin
 from wnodes_core.guest import identity
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.images import disks
+from wnodes_core.mounting import SHOW_SCRATCH
+from wnodes_core.storage import scratch
 from wnodes_core.testing.template import TemplateContract
 from wnodes_core.testing.template_stage import digests, tell
 from wnodes_core.tools import open_pidfd
@@ -103,6 +105,24 @@ class RealGuest(TemplateContract):
                 assert nic.mac in told and "10.0.2.15/24" in told and "default via 10.0.2.2" in told
 
         asyncio.run(join())
+
+    @pytest.mark.parametrize("form", ["raw", "qcow2"])
+    def test_a_scratch_disk_is_plugged_beside_a_nic(self, vm: Vm, template: Template, form: str) -> None:
+        """The machine has slots for both; a full disk is the guest's ENOSPC."""
+        disk = Disk(f"{vm.folder}/scratch.{form}", form, serial="scratch", size_mib=64)
+        scratch.wnodes_disk_create(disk=disk)
+        nic = Nic("user", "02:00:00:00:00:07")
+
+        async def fill() -> None:
+            async with self.woken(vm, template) as (starter, _, channel):
+                assert await asyncio.to_thread(tell, starter, f"plug {json.dumps(nic.to_dict())}")
+                assert await asyncio.to_thread(tell, starter, f"disk {json.dumps(asdict(disk))}")
+                done = await channel.run(["sh", "-c", SHOW_SCRATCH, "scratch", "/tmp"])
+                assert done.code == 0, done.stderr
+                done = await channel.run(["sh", "-c", "head -c 30M /dev/zero >/tmp/a; sync; head -c 60M /dev/zero >/tmp/b"])
+                assert done.code and b"No space left" in done.stderr, done
+
+        asyncio.run(fill())
 
     def test_more_memory_is_plugged(self, vm: Vm, template: Template) -> None:
         assert template.shape.most_mib == MOST_MIB, "the image's guest cannot grow: build it anew"

@@ -25,6 +25,7 @@ from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.metrics import Metrics
 from wnodes_core.agent.ports import Ports
 from wnodes_core.agent.verdicts import Verdicts, run_name
+from wnodes_core.agent.volumes import Volumes
 from wnodes_core.errors import WnodesError, from_dict
 from wnodes_core.history import History
 from wnodes_core.model import Job, Process, VmRequest
@@ -46,7 +47,8 @@ class Daemon:
         self.metrics = Metrics(self.leases.values, lambda: self.warm_gauges())
         self.verdicts = Verdicts(f"{self.settings.state_dir}/requeues.json")
         self.ports = Ports(lambda: self.settings.network, lambda: self.parts.hook_for(""))
-        self.undoer = Undoer(parts.store, ports=self.ports)
+        self.volumes = Volumes(lambda: self.settings.scratch, lambda: self.parts.hook_for(""), parts.settings.state_dir)
+        self.undoer = Undoer(parts.store, ports=self.ports, volumes=self.volumes)
         self.accel: asyncio.Future[str] | None = None
         self.stopping = False
         self.started = time.time()

@@ -18,12 +18,13 @@ from wnodes_core import command, processes
 from wnodes_core.agent import homes, leases
 from wnodes_core.agent.leases import Lease
 from wnodes_core.agent.ports import Ports
+from wnodes_core.agent.volumes import Volumes
 from wnodes_core.errors import CommandError, WnodesError
 from wnodes_core.files import remove_tree
 from wnodes_core.journal import Resource
 from wnodes_core.model import Process
 
-ORDER = ("keeper", "slot", "port", "cgroup", "template", "use", "folder", "marker", "lease")
+ORDER = ("keeper", "slot", "port", "volume", "cgroup", "template", "use", "folder", "marker", "lease")
 USER_UNDO_S = 60.0
 # A user can make the replay of their own journal fail for ever (it is their file). After so many
 # tries, with every process of the lease ended, the folder goes all the same.
@@ -31,13 +32,18 @@ PATIENCE = 5
 
 
 class Undoer:
-    """Undoes leases; ``store`` is the image store, ``ports`` the node's. All of it blocks: run it in a thread."""
+    """Undoes leases; ``store``, ``ports`` and ``volumes`` are the node's. All of it blocks: run it in a thread."""
 
     def __init__(
-        self, store: Any, user_undo: Callable[[Lease], None] | None = None, *, ports: Ports | None = None
+        self,
+        store: Any,
+        user_undo: Callable[[Lease], None] | None = None,
+        *,
+        ports: Ports | None = None,
+        volumes: Volumes | None = None,
     ) -> None:
         self._store = store
-        self._ports = ports
+        self._makers: dict[str, Ports | Volumes | None] = {"port": ports, "volume": volumes}
         self._user_undo = user_undo or replay_as_user
         self.let_out: Callable[[Lease, Resource], object] = lambda lease, resource: None
         self.end_slot: Callable[[Resource], object] = lambda resource: None
@@ -65,8 +71,8 @@ class Undoer:
         match resource.kind:
             case "keeper":
                 self._end_processes(lease)
-            case "port" if self._ports:
-                self._ports.detach(resource)
+            case "port" | "volume":
+                self._detach(resource)
             case "slot":
                 self.end_slot(resource)
             case "cgroup":
@@ -81,6 +87,10 @@ class Undoer:
                 remove_folder(resource.name)
             case "marker":
                 leases.remove_marker(lease)
+
+    def _detach(self, resource: Resource) -> None:
+        if maker := self._makers[resource.kind]:
+            maker.detach(resource)
 
     def _end_processes(self, lease: Lease) -> None:
         same_boot = lease.boot_id == leases.boot_id()

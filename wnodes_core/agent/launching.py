@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from wnodes_core.agent import leases, words
@@ -103,7 +104,7 @@ class Launching:
         token = lease.new_token()
         try:
             await self._claiming.abandon(lease)
-            plan = {**await self._plan(lease), **await self._port(lease)}
+            plan = {**await self._plan(lease), **await self._port(lease), **await self._volume(lease)}
             if await self._pooled(connection, message, lease, plan, token):
                 return None
             token = lease.new_token()  # what a keeper of the pool was told is void, and so is its timer
@@ -154,12 +155,18 @@ class Launching:
         """What root makes of the lease's network; its lock keeps an end from overtaking that."""
         if not lease.request.network:
             return {}
-        return await self._daemon.whole(self._attached(lease))
+        return await self._daemon.whole(self._attached(lease, self._daemon.ports.attach))
 
-    async def _attached(self, lease: Lease) -> dict[str, Any]:
+    async def _volume(self, lease: Lease) -> dict[str, Any]:
+        """What root makes of the lease's scratch, in the same way."""
+        if not lease.request.scratch_mib:
+            return {}
+        return await self._daemon.whole(self._attached(lease, self._daemon.volumes.attach))
+
+    async def _attached(self, lease: Lease, attach: Callable[[Lease], dict[str, Any]]) -> dict[str, Any]:
         async with lease.lock:
             self._daemon.refuse_if_over(lease)
-            made: dict[str, Any] = await self._daemon.slow(self._daemon.ports.attach, lease)
+            made: dict[str, Any] = await self._daemon.slow(attach, lease)
         return made
 
     async def _recorded(self, lease: Lease, slot: Slot | None) -> None:

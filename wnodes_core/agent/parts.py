@@ -24,6 +24,7 @@ BUILTINS = (
     "wnodes_core.network.bridge",
     "wnodes_core.network.ovs",
     "wnodes_core.network.pci",
+    "wnodes_core.storage.lvm",
 )
 BACKENDS = ("wnodes_core.backends.libvirt.plugin",)  # asked about templates; it loads no libvirt for that
 # Where a batch system's own commands find their site: from wnodesd's own environment, or the

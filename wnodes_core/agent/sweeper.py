@@ -52,8 +52,14 @@ class Sweeper:
                 await self._daemon.slow(self._stray_markers, lrms, node, live)
         await self._daemon.slow(self._stray_folders)
         await self._daemon.slow(self._daemon.ports.mend)
+        await self._daemon.slow(self._daemon.volumes.sweep, self._known)
         await self._daemon.slow(self._purge)
         await self._warm.tend()
+
+    def _known(self) -> list[str]:
+        """Leases of this node, also those whose journal could not be read."""
+        journals = Path(self._daemon.settings.state_dir, "journal").glob("*.jsonl")
+        return [*self._daemon.leases, *(path.stem for path in journals)]
 
     def _purge(self) -> None:
         """Make room in the image store by the site's rules."""

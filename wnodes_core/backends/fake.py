@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from wnodes_core.api import Nic, Process, Template, Vm, errors, hookimpl
+from wnodes_core.api import Disk, Nic, Process, Template, Vm, errors, hookimpl
 from wnodes_core.tools import alive, kill, read, spawn, table, write_atomic
 
 wnodes_api = 1
@@ -136,6 +136,14 @@ def wnodes_vm_pause(vm: Vm, paused: bool) -> bool:
 def wnodes_vm_plug(vm: Vm, nic: Nic) -> bool:
     """Note in ``nic.json`` beside the VM what it is plugged into."""
     Path(vm.folder, "nic.json").write_text(json.dumps(nic.to_dict()))
+    return True
+
+
+@hookimpl
+def wnodes_disk_plug(vm: Vm, disk: Disk, fd: int) -> bool:
+    """Note in ``disk.json`` beside the VM which file it is given."""
+    found = os.fstat(fd)
+    Path(vm.folder, "disk.json").write_text(json.dumps({"serial": disk.serial, "inode": found.st_ino}))
     return True
 
 

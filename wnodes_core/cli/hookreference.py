@@ -22,6 +22,7 @@ _TITLES = {
     "network": "Networks",
     "vm": "Hypervisors and observers",
     "template": "Warm start",
+    "volume": "Volumes and plugged disks",
 }
 _FIELD = re.compile(r":(param|returns|raises)\s*([^:]*):\s*(.*)", re.DOTALL)
 

@@ -4,6 +4,6 @@ A site's plug-in wins over ours: pluggy calls the newest registration first, and
 registered first. No argument of an implementation may have a default (pluggy would not pass it).
 """
 
-from wnodes_core.hookspecs import image, lrms, network, storage, template, vm
+from wnodes_core.hookspecs import image, lrms, network, storage, template, vm, volume
 
-ALL = (lrms, image, storage, network, template, vm)
+ALL = (lrms, image, storage, network, template, vm, volume)

@@ -6,13 +6,14 @@ import asyncio
 import os
 import socket
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wnodes_core.errors import TransientError
 from wnodes_core.guest import handover
 from wnodes_core.guest.channel import GuestChannel
-from wnodes_core.model import Process, Vm
+from wnodes_core.model import Disk, Process, Vm
 from wnodes_core.pool import wire
 
 ORDER_S = 5.0
@@ -32,13 +33,18 @@ class Pooled:
 
     async def resume(self, vm: Vm) -> GuestChannel:
         """Give it the job's memory and CPUs and let it run; its channel. Raises TransientError."""
-        order = {"memory_mib": vm.memory_mib, "cpuset": list(vm.cpuset), "nice": self.nice}
+        order: dict[str, Any] = {"memory_mib": vm.memory_mib, "cpuset": list(vm.cpuset), "nice": self.nice}
         await asyncio.to_thread(self._ask, "resume", ORDER_S, **order)
         return await handover.go_on(self.port, self.facts)
 
     def pause(self, paused: bool) -> None:
         """Stop or continue it. Blocks. Raises TransientError."""
         self._ask("pause", ORDER_S, paused=paused)
+
+    def plug(self, disk: Disk, fd: int) -> bool:
+        """Plug a disk in, by its open file. Blocks. Raises TransientError."""
+        self._ask("plug", ORDER_S, (fd,), disk=asdict(disk))
+        return True
 
     def end(self) -> None:
         """End it; fine if it has ended. Blocks.
@@ -55,10 +61,10 @@ class Pooled:
         finally:
             self.warden.close()
 
-    def _ask(self, order: str, timeout_s: float, **given: Any) -> None:
+    def _ask(self, order: str, timeout_s: float, fds: Sequence[int] = (), **given: Any) -> None:
         with self._lock:
             self.warden.settimeout(timeout_s)
-            wire.send(self.warden, {"do": order, **given})
+            wire.send(self.warden, {"do": order, **given}, fds)
             answer, fds = wire.receive(self.warden)
         wire.close(fds)
         if not answer.get("ok"):

@@ -26,7 +26,7 @@ from wnodes_core.errors import NoProvider, TransientError, WnodesError
 from wnodes_core.guest import handover
 from wnodes_core.journal import Journal
 from wnodes_core.lifecycle import Lifecycle, Running
-from wnodes_core.model import Process
+from wnodes_core.model import Disk, Process
 from wnodes_core.plan import Plan
 from wnodes_core.pool import wire
 from wnodes_core.pool.become import become
@@ -114,26 +114,28 @@ class Warden:
                 order, fds = wire.receive(self._sock)
             except TransientError:
                 return
-            wire.close(fds)
             try:
-                answer = self._obey(str(order.get("do")), order)
+                answer = self._obey(str(order.get("do")), order, fds)
             except (WnodesError, OSError, KeyError, TypeError, ValueError) as error:
                 answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
+            wire.close(fds)
             wire.send(self._sock, answer)
             if order.get("do") == "end":
                 return
 
-    def _obey(self, order: str, given: dict[str, Any]) -> dict[str, Any]:
+    def _obey(self, order: str, given: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
         match order:
             case "resume":
                 self._fit(int(given["memory_mib"]), [int(cpu) for cpu in given["cpuset"]], int(given["nice"]))
                 done = self._pause(False)
             case "pause":
                 done = self._pause(bool(given["paused"]))
+            case "plug" if len(fds) == 1:
+                done = bool(self._hook.wnodes_disk_plug(vm=self._vm, disk=Disk(**given["disk"]), fd=fds[0]))
             case "end":
                 done = bool(self._hook.wnodes_vm_stop(vm=self._vm))
             case _:
-                raise ValueError(f"order {order!r}: want resume, pause or end")
+                raise ValueError(f"order {order!r}: want resume, pause, plug or end")
         return {"ok": done} if done else {"error": "the VM has gone"}
 
     def _fit(self, memory_mib: int, cpuset: Sequence[int], nice: int) -> None:

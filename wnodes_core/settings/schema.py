@@ -14,6 +14,7 @@ from typing import Any
 from wnodes_core.settings import values
 from wnodes_core.settings.fields import section, setting
 from wnodes_core.settings.network import NetworkSettings
+from wnodes_core.settings.scratch import ScratchSettings
 
 SITE_FOLDER = "/etc/wnodes"
 _LEVELS = ("debug", "info", "warning", "error")
@@ -173,21 +174,6 @@ class StorageSettings:
     def __post_init__(self) -> None:
         if not self.order:
             raise ValueError("order is empty: no mount could be served")
-
-
-@dataclass(frozen=True)
-class ScratchSettings:
-    """A disk of the lease's own, empty at its start and gone at its end (``scratch=20G``)."""
-
-    folder: str = setting(
-        "lease",
-        "Where it lies: `lease` (in the lease's folder), or a local folder where users may make files (mode 1777).",
-        values.folder_or("lease"),
-        node_only=True,
-    )
-    shown_at: tuple[str, ...] = setting(
-        ("/tmp", "/var/tmp", "/scratch"), "The guest's folders that lie on it, writable for everybody in the guest."
-    )
 
 
 @dataclass(frozen=True)

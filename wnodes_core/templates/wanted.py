@@ -11,7 +11,7 @@ from typing import Any
 from wnodes_core.guest import bundle
 from wnodes_core.model import Image, Template
 
-FORMAT = 1  # of what a builder leaves; a change makes every older template another's
+FORMAT = 2  # of what a builder leaves; a change makes every older template another's
 ID_LENGTH = 25
 MOUNT_PORTS = 6  # mounts that a clone can have: ports cannot be plugged in
 _STEP_MIB = 128  # the granularity of memory hot-plug on x86

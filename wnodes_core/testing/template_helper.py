@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from wnodes_core.api import Nic, Shape, Template, Vm, errors
+from wnodes_core.api import Disk, Nic, Shape, Template, Vm, errors
 from wnodes_core.guest import identity
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.plan import vm_from_dict
@@ -47,7 +47,7 @@ async def build(hooks: Any, way: str, vm: Vm) -> Template:
 
 
 def main(backend: str, words: list[Any]) -> int:
-    """``["build", WAY, VM]`` or ``["clone", VM, TEMPLATE]``; a cloner then obeys pause, resume, fit, plug NIC."""
+    """``["build", WAY, VM]`` or ``["clone", VM, TEMPLATE]``; a cloner then obeys pause, resume, fit, plug, disk."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # as a builder and a keeper are
     hooks = importlib.import_module(backend)
     verb, *rest = words
@@ -65,6 +65,10 @@ def main(backend: str, words: list[Any]) -> int:
         order, _, given = line.strip().partition(" ")
         if order == "plug":
             print(hooks.wnodes_vm_plug(vm=vm, nic=Nic.from_dict(json.loads(given))), flush=True)
+        elif order == "disk":
+            disk = Disk(**json.loads(given))
+            with open(disk.path, "r+b") as file:
+                print(hooks.wnodes_disk_plug(vm=vm, disk=disk, fd=file.fileno()), flush=True)
         elif order == "fit":
             print(bool(hooks.wnodes_vm_fit(vm=vm, template=Template.from_dict(rest[1]))), flush=True)
         else:

@@ -7,6 +7,7 @@ libvirt alone takes 0.25 s to start any QEMU.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from wnodes_core.api import Nic, Process, Template, Vm, errors
+from wnodes_core.api import Disk, Nic, Process, Template, Vm, errors
 from wnodes_core.backends.libvirt import argv, devices, domain
 from wnodes_core.backends.libvirt.qmp import Monitor
 from wnodes_core.tools import kill, read, read_tail, spawn
@@ -172,13 +173,42 @@ def plug(name: str, nic: Nic) -> bool:
     monitor = _monitors.get(name)
     if monitor is None:
         return False
-    bus = devices.free_bus(monitor.ask("query-pci"))
-    if not bus:
-        raise errors.TransientError(f"VM {name}: its machine has no free slot for a NIC")
+    bus = _free_bus(monitor, name)
     netdev, device = devices.orders(nic, bus)
     if netdev:
         monitor.ask("netdev_add", **netdev)
     monitor.ask("device_add", **device)
+    return True
+
+
+def plug_disk(name: str, disk: Disk, fd: int) -> bool:
+    """Give a clone that this process started a disk, by its open file; False if it did not. Raises TransientError."""
+    monitor = _monitors.get(name)
+    if monitor is None:
+        return False
+    bus = _free_bus(monitor, name)
+    direct_io = _made_direct(fd)
+    handed = monitor.ask("add-fd", fds=(fd,))["fdset-id"]
+    storage, layer, device = devices.disk_orders(disk, f"/dev/fdset/{handed}", bus, direct_io=direct_io)
+    monitor.ask("blockdev-add", **storage)
+    monitor.ask("blockdev-add", **layer)
+    monitor.ask("device_add", **device)
+    return True
+
+
+def _free_bus(monitor: Monitor, name: str) -> str:
+    bus = devices.free_bus(monitor.ask("query-pci"))
+    if not bus:
+        raise errors.TransientError(f"VM {name}: its machine has no free slot")
+    return bus
+
+
+def _made_direct(fd: int) -> bool:
+    """Whether the open file takes O_DIRECT, which it has then."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError:
+        return False
     return True
 
 

@@ -1,4 +1,4 @@
-"""From a Nic to the device that is plugged into a running VM: for libvirt, or for a clone's own QEMU."""
+"""From a Nic or a Disk to the device that is plugged into a running VM: for libvirt, or for a clone's own QEMU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from wnodes_core.api import Nic
+from wnodes_core.api import Disk, Nic
 from wnodes_core.backends.libvirt import objects
 from wnodes_core.backends.libvirt.xml import Node
 
@@ -47,6 +47,17 @@ def orders(nic: Nic, bus: str) -> tuple[dict[str, Any], dict[str, Any]]:
     device = {"driver": "virtio-net-pci", "id": "net0", "netdev": "hostnet0", "mac": nic.mac, "romfile": "", "bus": bus}
     more = {**({} if nic.offload else {"csum": False}), **({"host_mtu": nic.mtu} if nic.mtu else {})}
     return netdev, {**device, **more}
+
+
+def disk_orders(disk: Disk, path: str, bus: str, *, direct_io: bool) -> tuple[dict[str, Any], ...]:
+    """Arguments of QMP's blockdev_add, twice, and of device_add, as libvirt would give them."""
+    common = {"read-only": False, "cache": {"direct": direct_io, "no-flush": False}, "discard": "ignore"}
+    driver = "host_device" if disk.block else "file"
+    storage = {"driver": driver, "node-name": f"{disk.serial}-storage", "filename": path, **common}
+    layer = {"driver": disk.format, "node-name": f"{disk.serial}-format", "file": storage["node-name"], **common}
+    device = {"driver": "virtio-blk-pci", "id": f"{disk.serial}0", "drive": layer["node-name"], "serial": disk.serial}
+    # A full host disk is the guest's error, as in domain.py.
+    return storage, layer, {**device, "bus": bus, "write-cache": "on", "werror": "report", "rerror": "report"}
 
 
 def free_bus(pci: Sequence[dict[str, Any]]) -> str:

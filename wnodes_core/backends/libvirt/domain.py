@@ -26,6 +26,7 @@ TB_CACHE_MIB = 128
 TCG_CPU = {"x86_64": "Nehalem"}
 MACHINES = {"x86_64": "q35"}
 
+_PLUGGED = 2  # what a clone can be given: a NIC, a scratch disk
 _SUN_PATH = 107  # unix(7): 108 bytes with the closing NUL
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _DISK_NAMES = "abcdefghijklmnopqrstuvwxyz"
@@ -87,19 +88,23 @@ def build(
         tb_cache_mib=TB_CACHE_MIB if tcg else None,
         cpu=_cpu(vm, migratable=bool(template)),
         emulator=emulator(vm.arch),
-        devices=_devices(vm, "none" if direct_io else "writeback", called),
+        devices=_devices(vm, "none" if direct_io else "writeback", called, _PLUGGED if template else 0),
     )
 
 
-def _devices(vm: Vm, cache: str, called: bool) -> tuple[Node, ...]:
+def _devices(vm: Vm, cache: str, called: bool, free_slots: int) -> tuple[Node, ...]:
     # No NIC, no graphics, no USB, no balloon: what is not there cannot be attacked, costs no start-up
     # time and no memory. on_crash needs the panic device to hear of a panic.
-    disks = tuple(_disk(disk, index, cache, bootable=vm.boot is None) for index, disk in enumerate(vm.disks))
+    disks = tuple(
+        _disk(disk, f"vd{_DISK_NAMES[index]}", cache, boots=vm.boot is None and index == 0)
+        for index, disk in enumerate(vm.disks)
+    )
     console = (objects.Serial(path=vm.console),) if vm.console else ()
     return (
         *disks,
         *(_filesystem(each) for each in vm.filesystems),
         objects.Controller(type="usb", model="none"),
+        *_slots(vm, free_slots),
         objects.Controller(type="virtio-serial", index=0, ports=31),
         *console,
         *(_channel(channel, called or index > 0) for index, channel in enumerate(vm.channels)),
@@ -108,6 +113,15 @@ def _devices(vm: Vm, cache: str, called: bool) -> tuple[Node, ...]:
         objects.Panic(model="isa"),
         *((objects.VirtioMem(size_mib=vm.most_mib - vm.memory_mib),) if vm.most_mib > vm.memory_mib else ()),
     )
+
+
+def _slots(vm: Vm, free: int) -> tuple[Node, ...]:
+    """Slots for all devices and ``free`` more: libvirt by itself leaves one free, and a NIC may have taken that."""
+    if not free:
+        return ()
+    used = len(vm.disks) + len(vm.filesystems) + 2 + (vm.most_mib > vm.memory_mib)  # serial ports, random numbers
+    ports = range(1, used + free + 1)  # 0 is the root that they hang on
+    return tuple(objects.Controller(type="pci", index=n, model="pcie-root-port") for n in ports)
 
 
 def _memory_source(vm: Vm, template: str) -> str | None:
@@ -138,8 +152,14 @@ def _channel(channel: Channel, called: bool) -> objects.ChannelDevice:
     return objects.ChannelDevice(mode="bind" if called else "connect", path=_socket(channel.path), name=channel.name)
 
 
-def _disk(disk: Disk, index: int, cache: str, *, bootable: bool) -> objects.DiskDevice:
+def plugged(disk: Disk, *, direct_io: bool = True) -> objects.DiskDevice:
+    """A disk for a VM that runs: behind all that it may have started with. ``direct_io`` as in ``build``."""
+    return _disk(disk, f"vd{_DISK_NAMES[-1]}", "none" if direct_io else "writeback", boots=False)
+
+
+def _disk(disk: Disk, target: str, cache: str, *, boots: bool) -> objects.DiskDevice:
     return objects.DiskDevice(
+        type="block" if disk.block else "file",
         format=disk.format,
         cache=cache,
         # QEMU's default for a full host disk is to pause the guest: the job would hang until its
@@ -148,12 +168,13 @@ def _disk(disk: Disk, index: int, cache: str, *, bootable: bool) -> objects.Disk
         rerror_policy="report",
         # A scratch disk's room was set aside for it: the guest must not give it back, and find it taken.
         discard="ignore" if disk.size_mib else "unmap",
-        path=disk.path,
+        path=None if disk.block else disk.path,
+        node=disk.path if disk.block else None,
         backing=_backing(disk),
-        target=f"vd{_DISK_NAMES[index]}",
+        target=target,
         read_only=True if disk.read_only else None,
         serial=disk.serial or None,
-        boot_order=1 if bootable and index == 0 else None,
+        boot_order=1 if boots else None,
     )
 
 

@@ -87,7 +87,7 @@ class Backing(Node):
 
 @dataclass(kw_only=True)
 class DiskDevice(Node):
-    """A virtio block device on a file."""
+    """A virtio block device on a file, or on a block device of the host (``node``)."""
 
     TAG: ClassVar[str] = "disk"
     type: str = at("@type", "file")
@@ -98,7 +98,8 @@ class DiskDevice(Node):
     error_policy: str | None = at("driver/@error_policy")
     rerror_policy: str | None = at("driver/@rerror_policy")
     discard: str | None = at("driver/@discard")
-    path: str = at("source/@file")
+    path: str | None = at("source/@file")
+    node: str | None = at("source/@dev")
     backing: Backing | None = at("")
     target: str = at("target/@dev")
     bus: str = at("target/@bus", "virtio")

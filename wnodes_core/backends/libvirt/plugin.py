@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from wnodes_core.api import Nic, Process, Template, Vm, errors, hookimpl
+from wnodes_core.api import Disk, Nic, Process, Template, Vm, errors, hookimpl
 from wnodes_core.backends.libvirt import devices, domain, host
 from wnodes_core.backends.libvirt.probe import probe, state_dir_of
 from wnodes_core.tools import kill, read, table
@@ -145,6 +145,17 @@ def wnodes_vm_plug(vm: Vm, nic: Nic) -> bool | None:
     if clone and clone.plug(vm.name, nic):
         return True
     embed = sys.modules.get("wnodes_core.backends.libvirt.embed")
+    return bool(embed and embed.plug(vm.name, device.xml())) or None
+
+
+@hookimpl
+def wnodes_disk_plug(vm: Vm, disk: Disk, fd: int) -> bool | None:
+    """Plug a disk into a clone that this process started."""
+    clone = sys.modules.get("wnodes_core.backends.libvirt.clone")
+    if clone and clone.plug_disk(vm.name, disk, fd):
+        return True
+    embed = sys.modules.get("wnodes_core.backends.libvirt.embed")
+    device = domain.plugged(disk, direct_io=knows_direct_io(disk.path))
     return bool(embed and embed.plug(vm.name, device.xml())) or None
 
 

@@ -11,6 +11,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from wnodes_core.api import errors
@@ -29,8 +30,8 @@ class Monitor:
         self._lock = threading.Lock()
         self._greeted = False
 
-    def ask(self, command: str, *, timeout_s: float = COMMAND_S, **arguments: Any) -> Any:
-        """The answer to one command.
+    def ask(self, command: str, *, timeout_s: float = COMMAND_S, fds: Sequence[int] = (), **arguments: Any) -> Any:
+        """The answer to one command; ``fds`` are open files that go with it.
 
         Raises TransientError if QEMU refuses it, has gone, or does not answer in time.
         """
@@ -40,17 +41,19 @@ class Monitor:
                 self._line(deadline)
                 self._greeted = True
                 self._answer("qmp_capabilities", {}, deadline)
-            return self._answer(command, arguments, deadline)
+            return self._answer(command, arguments, deadline, fds)
 
     def close(self) -> None:
         """Let go of the connection."""
         self._socket.close()
 
-    def _answer(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:
+    def _answer(self, command: str, arguments: dict[str, Any], deadline: float, fds: Sequence[int] = ()) -> Any:
         order: dict[str, Any] = {"execute": command, **({"arguments": arguments} if arguments else {})}
         try:
             self._socket.settimeout(max(0.01, deadline - time.monotonic()))
-            self._socket.sendall(json.dumps(order).encode() + b"\n")
+            data = json.dumps(order).encode() + b"\n"
+            sent = socket.send_fds(self._socket, [data], list(fds)) if fds else 0
+            self._socket.sendall(data[sent:])
         except OSError as error:
             raise errors.TransientError(f"VM {self._name}: its monitor does not listen: {error}") from error
         while True:
