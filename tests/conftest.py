@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from wnodes_core import processes
 from wnodes_core.model import Boot, Image
+
+settings.register_profile("untimed", deadline=None)  # on a busy machine everything may take long
+settings.load_profile("untimed")
 
 HERE = Path(__file__).parent
 WORK = Path(os.environ.get("WNODES_WORK", "/var/lib/wnodes-work"))
