@@ -117,7 +117,8 @@ def main():
         if program == "blkdiscard":
             os.execv("/usr/sbin/blkdiscard", sys.argv)
         {"lvs": lvs, "lvcreate": lvcreate, "lvremove": lvremove}[program](state, argv)
-        (HERE / "state.json").write_text(json.dumps(state))
+        (HERE / "state.new").write_text(json.dumps(state))
+        os.replace(HERE / "state.new", HERE / "state.json")
 
 
 if __name__ == "__main__":

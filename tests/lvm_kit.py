@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -27,28 +28,34 @@ class FakeLvm:
         for name in PROGRAMS:
             os.symlink(program, folder / name)
         lvs = {"root": {"mib": 50, "tags": [], "kind": "linear"}, "pool": POOL}
-        self.write({"groups": {"vg0": {"free": 100, "lvs": lvs}}, "faults": {}})
+        (folder / "state.json").write_text(json.dumps({"groups": {"vg0": {"free": 100, "lvs": lvs}}, "faults": {}}))
 
     def read(self) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
         return state
 
-    def write(self, state: dict[str, Any]) -> None:
-        (self.folder / "state.json").write_text(json.dumps(state))
+    @contextmanager
+    def changed(self) -> Iterator[dict[str, Any]]:
+        """Its memory, to be changed while no program has it."""
+        with open(self.folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = self.read()
+            yield state
+            (self.folder / "state.new").write_text(json.dumps(state))
+            os.replace(self.folder / "state.new", self.folder / "state.json")
 
     def fault(self, **faults: str) -> None:
-        self.write({**self.read(), "faults": faults})
+        with self.changed() as state:
+            state["faults"] = faults
 
     def pool(self, **changes: Any) -> None:
-        state = self.read()
-        state["groups"]["vg0"]["lvs"]["pool"].update(changes)
-        self.write(state)
+        with self.changed() as state:
+            state["groups"]["vg0"]["lvs"]["pool"].update(changes)
 
     def stranger(self, name: str, *tags: str) -> None:
         """A volume that is not ours."""
-        state = self.read()
-        state["groups"]["vg0"]["lvs"][name] = {"mib": 4, "tags": list(tags), "kind": "linear"}
-        self.write(state)
+        with self.changed() as state:
+            state["groups"]["vg0"]["lvs"][name] = {"mib": 4, "tags": list(tags), "kind": "linear"}
 
     def names(self) -> set[str]:
         return set(self.read()["groups"]["vg0"]["lvs"])
@@ -68,11 +75,10 @@ class FakeLvm:
 
     def close(self) -> None:
         """Let go of the loop devices, by the files that are behind them: only ours."""
-        for image in self.folder.glob("*.img"):
-            found = subprocess.run(["losetup", "-j", image, "-O", "NAME", "-n"], capture_output=True, text=True).stdout
-            for loop in found.split():
+        shown = subprocess.run(["losetup", "-l", "-n", "-O", "NAME,BACK-FILE"], capture_output=True, text=True).stdout
+        for loop, _, file in (line.partition(" ") for line in shown.splitlines()):
+            if file.strip().startswith(f"{self.folder}/"):
                 subprocess.run(["losetup", "--detach", loop], check=False)
-            image.unlink()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from wnodes_core.doctor_finding import notice as _notice
 from wnodes_core.doctor_finding import ok as _ok
 from wnodes_core.doctor_finding import problem as _problem
 from wnodes_core.doctor_host import Host
+from wnodes_core.doctor_scratch import scratch
 from wnodes_core.errors import SettingsError, WnodesError
 from wnodes_core.settings import Settings
 
@@ -97,16 +98,6 @@ def storage(host: Host, settings: Settings) -> Finding:
         return _ok("storage", seen)
     tell = _problem if all(told.values()) else _notice  # none usable: no folder can be mounted
     return tell("storage", seen, "install what is missing, or change storage.order")
-
-
-def scratch(host: Host, settings: Settings) -> Finding:
-    """Can jobs be given scratch disks?"""
-    folder = settings.scratch.folder
-    if folder != "lease" and (not (found := host.stat(folder)) or found.st_mode & 0o1777 != 0o1777):
-        return _problem("scratch", f"{folder}: not a folder of mode 1777", f"install -d -m 1777 {folder}")
-    if not host.program("mke2fs"):
-        return _notice("scratch", "no mke2fs", "install e2fsprogs: a job that asks for scratch drains the node")
-    return _ok("scratch", folder)
 
 
 def sshfs(host: Host, _: Settings) -> Finding:

@@ -14,6 +14,7 @@ from typing import Any
 from wnodes_core import command
 from wnodes_core.errors import NoProvider, WnodesError
 from wnodes_core.settings import Settings
+from wnodes_core.settings.scratch import ScratchSettings
 
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 
@@ -99,6 +100,12 @@ class Host:
 
         hook = Plugins(disabled=settings.plugins.disabled).hook
         return {each["provider"]: each["problem"] for each in reversed(hook.wnodes_mount_usable())}
+
+    def volumes(self, scratch: ScratchSettings) -> list[tuple[str, str]]:
+        """What is wrong with the volume group and the thin pool of the settings. Raises WnodesError."""
+        from wnodes_core.storage import lvm
+
+        return lvm.problems(scratch.group, scratch.pool)
 
     def clock_synchronised(self) -> bool | None:
         """Whether the kernel believes its clock; None if it does not say."""

@@ -38,6 +38,24 @@ def said(stage, minimal_image):
         return stage.run(WNODES, "run", "--image", "debian12", "--scratch", "300M", "--trace", "--", "sh", "-c", SCRIPT)
 
 
+@pytest.fixture(scope="module")
+def warm(said, stage):
+    """The same in a clone, which costs no boot."""
+    with open(LOCK, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        words = ["run", "--image", "debian12", "--scratch", "300M", "--start=warm", "--trace", "--", "sh", "-c", SCRIPT]
+        return stage.run(WNODES, *words, timeout_s=120)
+
+
+def test_a_clone_has_its_scratch_too(warm, said, stage):
+    assert b"no clone" not in warm.stderr and b" warm" in warm.stderr, warm.stderr
+    # But for the mount's number and the disk's.
+    told, booted = ([line for line in done.stdout.splitlines() if b" /tmp " not in line] for done in (warm, said))
+    assert told == booted
+    assert b"No space left on device" in warm.stderr
+    assert not list(stage.leases.rglob("scratch*"))
+
+
 def test_temporary_folders_lie_on_the_scratch_disk(said):
     lines = said.stdout.decode().splitlines()
     assert lines[:3] == ["ext2/ext3"] * 3

@@ -91,6 +91,17 @@ def test_jobs_take_clones_that_waited_and_grow_them(site: Site) -> None:
     assert int(runs[1][3]) > int(runs[0][3]) + 600, runs
 
 
+def test_a_clone_that_waited_is_given_scratch_by_another_user_than_its_own(site: Site) -> None:
+    """QEMU is the slot's user and the file is the job's: it goes by its open descriptor."""
+    _full(site)
+    job = site.submit("df -m /tmp | tail -1; stat -f -c %T /tmp; echo x >/tmp/y", "--vm=image=debian12,scratch=100M", image="")
+    lines = _finished(site, job)
+    assert 80 < int(lines[0].split()[1]) < 101 and lines[1] == "ext2/ext3", lines
+    start = site.lease(job)["start"]
+    assert start["kind"] == "pool" and not start["fallback"], (start, site.log()[-3000:])
+    assert not list(site.folder.rglob("scratch*"))
+
+
 def test_a_claimed_keeper_is_the_user_and_nothing_else(site: Site) -> None:
     waiting = {each.pid for each in _full(site)}
     hold = site.work / "hold-a"

@@ -11,6 +11,7 @@ import os
 import pwd
 import select
 import shutil
+import stat
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -29,7 +30,7 @@ from wnodes_core.mounting import SHOW_SCRATCH
 from wnodes_core.storage import scratch
 from wnodes_core.testing.template import TemplateContract
 from wnodes_core.testing.template_stage import digests, tell
-from wnodes_core.tools import open_pidfd
+from wnodes_core.tools import open_pidfd, run
 
 IMAGE = Path(os.environ.get("WNODES_WORK", "/var/lib/wnodes-work"), "images/minimal")
 MOST_MIB = 1024
@@ -106,10 +107,14 @@ class RealGuest(TemplateContract):
 
         asyncio.run(join())
 
-    @pytest.mark.parametrize("form", ["raw", "qcow2"])
-    def test_a_scratch_disk_is_plugged_beside_a_nic(self, vm: Vm, template: Template, form: str) -> None:
+    @pytest.mark.parametrize("form", ["raw", "qcow2", "block"])
+    def test_a_scratch_disk_is_plugged_beside_a_nic(
+        self, vm: Vm, template: Template, form: str, request: pytest.FixtureRequest
+    ) -> None:
         """The machine has slots for both; a full disk is the guest's ENOSPC."""
         disk = Disk(f"{vm.folder}/scratch.{form}", form, serial="scratch", size_mib=64)
+        if form == "block":
+            disk = replace(disk, path=_loop_node(vm.folder, request), format="raw", block=True)
         scratch.wnodes_disk_create(disk=disk)
         nic = Nic("user", "02:00:00:00:00:07")
 
@@ -188,6 +193,18 @@ class TestMapped(RealGuest):
 class TestSaved(RealGuest):
     __test__ = True
     way = "saved"
+
+
+def _loop_node(folder: str, request: pytest.FixtureRequest) -> str:
+    """A node, outside /dev's own, for a loop device of 64 MiB: what wnodesd makes for a volume."""
+    file, node = f"{folder}/loop.img", f"/dev/wnodes-test-{os.getpid()}"
+    with open(file, "wb") as image:
+        image.truncate(64 << 20)
+    loop = run(["losetup", "--find", "--show", file]).text.strip()
+    request.addfinalizer(lambda: run(["losetup", "--detach", loop]))
+    os.mknod(node, stat.S_IFBLK | 0o600, os.stat(loop).st_rdev)
+    request.addfinalizer(lambda: os.unlink(node))
+    return node
 
 
 def _await_end(process: Process) -> None:

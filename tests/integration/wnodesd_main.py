@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+from wnodes_core import command
 from wnodes_core.agent import logs, server
 from wnodes_core.agent.daemon import Parts
 from wnodes_core.errors import TransientError, UnknownImage
@@ -22,6 +23,8 @@ from wnodes_core.model import Image, Job, Owner
 from wnodes_core.network import bridge
 from wnodes_core.settings.network import NetworkRule, NetworkSettings
 from wnodes_core.settings.schema import StorageSettings, VmSettings, WarmSettings
+from wnodes_core.settings.scratch import ScratchSettings
+from wnodes_core.storage import lvm
 
 
 class Hook:
@@ -70,6 +73,13 @@ class Hook:
     wnodes_port_allot = staticmethod(bridge.wnodes_port_allot)
     wnodes_port_attach = staticmethod(bridge.wnodes_port_attach)
     wnodes_port_detach = staticmethod(bridge.wnodes_port_detach)
+
+    # Volumes are made by a fake LVM's programs, where the test has given the daemon a folder of them.
+    wnodes_volume_attach = staticmethod(lvm.wnodes_volume_attach)
+    wnodes_volume_detach = staticmethod(lvm.wnodes_volume_detach)
+
+    def wnodes_volume_list(self, **given):
+        return [lvm.wnodes_volume_list(**given)]
 
     def wnodes_lease_changed(self, lease, event):
         if event == "held":
@@ -144,6 +154,7 @@ def networks(rules):
 def main():
     config = json.loads(Path(sys.argv[1]).read_text())
     crash.at = config.get("crash_at", 0)
+    command.PATH = config.get("path", command.PATH)
     settings = SimpleNamespace(
         state_dir=config["state_dir"],
         run_dir=config["run_dir"],
@@ -152,6 +163,7 @@ def main():
         plugins=SimpleNamespace(disabled=()),
         warm=WarmSettings(folder=config["state_dir"] + "/templates"),
         storage=StorageSettings(),
+        scratch=ScratchSettings(**config.get("scratch", {})),
         vm=VmSettings(),
         network=networks(config.get("networks", [])),
         lrms={"fake": {"advertise": True, "node": "n0"}},

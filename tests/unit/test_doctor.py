@@ -13,9 +13,10 @@ from wnodes_core import doctor, settings
 from wnodes_core.doctor import CHECKS
 from wnodes_core.doctor_finding import Finding, State
 from wnodes_core.doctor_host import Host, Space, existing, mount_of
-from wnodes_core.errors import NoKvm, SettingsError, TransientError
+from wnodes_core.errors import HostError, NoKvm, SettingsError, TransientError
 from wnodes_core.settings import Settings
 from wnodes_core.settings.network import NetworkRule, NetworkSettings
+from wnodes_core.settings.scratch import ScratchSettings
 
 GIB = 1 << 30
 
@@ -49,6 +50,7 @@ class FakeHost(Host):
             "daemon": {"version": "1", "pid": 7, "leases": 2},
             "probe": {"accel": "kvm", "notice": "", "qemu": "8.2", "libvirt": "10.0"},
             "adapters": {"slurm": ""},
+            "volumes": [],
         }
         for key, value in changes.items():
             old = self.facts[key]
@@ -100,6 +102,9 @@ class FakeHost(Host):
 
     def adapters(self) -> dict[str, str]:
         return self._answer("adapters")
+
+    def volumes(self, scratch: ScratchSettings) -> list[tuple[str, str]]:
+        return self._answer("volumes")
 
 
 def examine(host: Host, load: Callable[[], Settings] = Settings) -> dict[str, Finding]:
@@ -313,3 +318,22 @@ def test_the_nearest_mount_counts() -> None:
 def test_defaults_come_from_the_settings(mocker) -> None:
     mocker.patch.object(settings, "load", return_value=Settings(sources=("/etc/wnodes/wnodes.yaml",)))
     assert doctor.examine(FakeHost())[0] == Finding("settings", State.OK, "/etc/wnodes/wnodes.yaml")
+
+
+LVM = ["qemu-img", "sshfs", "mke2fs", "lvs", "blkdiscard"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "seen", "advice"),
+    [
+        ({}, State.PROBLEM, "no lvs or no blkdiscard", "install lvm2"),
+        ({"programs": LVM}, State.OK, "volumes of vg0 in thin pool p", ""),
+        ({"programs": LVM, "volumes": [("it queues writes", "lvchange")]}, State.NOTICE, "it queues", "lvchange"),
+        ({"programs": LVM, "volumes": HostError("no thin pool", hint="name one")}, State.PROBLEM, "no thin pool", "name one"),
+        ({"programs": LVM, "volumes": TransientError("permission")}, State.NOTICE, "permission", "ask as root"),
+    ],
+)
+def test_scratch_on_volumes(facts: dict[str, Any], state: State, seen: str, advice: str) -> None:
+    site = replace(Settings(), scratch=ScratchSettings(volume_group="vg0", thin_pool="p"))
+    found = examine(FakeHost(**facts), lambda: site)["scratch"]
+    assert found.state is state and seen in found.seen and advice in found.advice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sys
 import tempfile
@@ -14,13 +15,16 @@ from typing import Any
 import pytest
 
 from wnodes_core import lifecycle as lifecycle_module
+from wnodes_core import mounting
+from wnodes_core.api import hookimpl
 from wnodes_core.backends import fake
-from wnodes_core.errors import RequestError
+from wnodes_core.errors import ImageError, RequestError
 from wnodes_core.files import remove_tree
 from wnodes_core.guest import identity
 from wnodes_core.journal import Journal
 from wnodes_core.lifecycle import Lifecycle, Running
-from wnodes_core.model import Template, Trace
+from wnodes_core.model import Disk, Template, Trace
+from wnodes_core.plan import Plan
 from wnodes_core.templates import build
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -135,3 +139,53 @@ def test_a_template_that_went_meanwhile_is_no_clone(stand: Stand, template: Temp
     stand.plan = replace(stand.plan, template=replace(template, folder="/gone", memory="/gone/memory"))
     works(stand)
     assert stand.trace.start.kind == "cold" and stand.trace.start.fallback
+
+
+class Scratch:
+    """Scratch disks that are plain files; ``plugs`` is what the backend says of plugging one in."""
+
+    wnodes_api = 1
+
+    def __init__(self, plugs: bool = True) -> None:
+        self.plugs = plugs
+
+    @hookimpl
+    def wnodes_disk_plug(self, vm: Any, disk: Disk, fd: int) -> bool | None:
+        return None if self.plugs else False
+
+
+def test_a_clone_is_given_its_scratch_once_it_answers(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounting, "SHOW_SCRATCH", "true")
+    file = stand.folder / "scratch.raw"
+    stand.plan = replace(stand.plan, scratch=Disk(str(file), "raw", serial="scratch", size_mib=4))
+    assert Plan.from_dict(json.loads(json.dumps(stand.plan.to_dict()))) == stand.plan
+
+    async def use(_: Lifecycle, running: Running) -> None:
+        told = json.loads((stand.folder / "disk.json").read_text())
+        assert told == {"serial": "scratch", "inode": file.stat().st_ino}
+
+    assert stand.go(use) == []
+    assert stand.trace.start.kind == "warm"
+    assert phases(stand)[:6] == ["overlay", "clone", "wake", "agent", "scratch", "mount"]
+    lines = stand.lines()
+    assert lines[4:6] == ["making disk", "made disk"] and lines[-3:] == ["gone disk", "gone vm", "gone disk"]
+    assert not file.exists()
+
+
+def test_a_backend_that_plugs_no_disk_boots_with_it(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounting, "SHOW_SCRATCH", "true")
+    stand.plugins.register(Scratch(plugs=False), "no-plug")
+    file = stand.folder / "scratch.raw"
+    stand.plan = replace(stand.plan, scratch=Disk(str(file), "raw", serial="scratch", size_mib=4))
+    works(stand)
+    assert (stand.trace.start.kind, stand.trace.start.fallback) == ("cold", "NoProvider")
+    assert not (stand.folder / "disk.json").exists() and not file.exists()
+
+
+def test_a_guest_that_shows_no_scratch_is_booted_with_it(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    monkeypatch.setattr(mounting, "SHOW_SCRATCH", "exit 1")
+    stand.plan = replace(stand.plan, scratch=Disk(f"{stand.folder}/scratch.raw", "raw", serial="scratch", size_mib=4))
+    with pytest.raises(ImageError, match="scratch"):
+        stand.go(lambda lifecycle, _: kinds.append(lifecycle.trace.start.kind))
+    assert stand.trace.start.kind == "cold" and not kinds and stand.errors == []
