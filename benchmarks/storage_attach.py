@@ -36,14 +36,14 @@ def figures(guest: SharedGuest) -> list[Figure]:
 
 
 def _both(name: str, guest: SharedGuest, kind: Any) -> Iterator[Figure]:
-    what, once, others = kind(guest)
+    what, beside, once, others = kind(guest)
     one = _times(once)
     with others(MANY - 1):
         many = _times(once)
     for leases, (up, down) in ((1, one), (MANY, many)):
         note = f"attach {up:.0f} ms, detach {down:.0f} ms, median of {RUNS}; {what}"
         if leases > 1:
-            note += f"; {(up + down) / sum(one):.2f} of what it takes alone"
+            note += f"; beside {beside}; {(up + down) / sum(one):.2f} of what it takes alone"
         yield Figure(f"{name}, attach + detach, {leases} lease{'s'[: leases - 1]}", up + down, "ms", note=note)
 
 
@@ -57,10 +57,10 @@ def _times(once: Calls) -> tuple[float, float]:
     return statistics.median(up) * 1e3, statistics.median(down) * 1e3
 
 
-# Each kind: what is timed, how it is attached and detached, and others of it that stand by.
+# Each kind: what is timed and beside what, how it is attached and detached, and others of it that stand by.
 
 
-def _sshfs(guest: SharedGuest) -> tuple[str, Calls, Any]:
+def _sshfs(guest: SharedGuest) -> tuple[str, str, Calls, Any]:
     held: list[dict[str, Any]] = []
     running = len(must(guest, "pidof sshfs").split())
 
@@ -90,10 +90,10 @@ def _sshfs(guest: SharedGuest) -> tuple[str, Calls, Any]:
             for each in made:
                 sshfs.wnodes_mount_detach(each)
 
-    return "gateway and mount in the guest; 49 gateways whose guests are stand-ins", (attach, detach, settle), others
+    return "gateway and mount in the guest", "49 gateways whose guests are stand-ins", (attach, detach, settle), others
 
 
-def _scratch(guest: SharedGuest) -> tuple[str, Calls, Any]:
+def _scratch(guest: SharedGuest) -> tuple[str, str, Calls, Any]:
     def disk(name: str) -> Disk:
         return Disk(f"{guest.folder}/{name}.raw", "raw", serial="scratch", size_mib=64)
 
@@ -108,10 +108,10 @@ def _scratch(guest: SharedGuest) -> tuple[str, Calls, Any]:
 
     mine = disk("attach")
     pair = (lambda: scratch.wnodes_disk_create(mine), lambda: scratch.wnodes_disk_delete(mine))
-    return "64 MiB made and removed on the host, no VM", pair, others
+    return "64 MiB made and removed on the host, no VM", "49 others", pair, others
 
 
-def _virtiofs(guest: SharedGuest) -> tuple[str, Calls, Any]:
+def _virtiofs(guest: SharedGuest) -> tuple[str, str, Calls, Any]:
     if guest.virtiofsd is None:
         raise Unavailable(f"no {VIRTIOFSD}")
     started: list[subprocess.Popen[bytes]] = []
@@ -144,11 +144,11 @@ def _virtiofs(guest: SharedGuest) -> tuple[str, Calls, Any]:
             end(each)
 
     must(guest, f"umount {storage_ways.target_of('virtiofs')}; mkdir -p {TARGET}v")
-    note = "virtiofsd to its socket, and mount of a device that the VM has; 49 daemons that wait"
-    return note, (attach, detach), others
+    note = "virtiofsd to its socket, and mount of a device that the VM has"
+    return note, "49 daemons that wait", (attach, detach), others
 
 
-def _nfs(guest: SharedGuest) -> tuple[str, Calls, Any]:
+def _nfs(guest: SharedGuest) -> tuple[str, str, Calls, Any]:
     if not hasattr(guest, "ganesha"):
         raise Unavailable("no ganesha here")
     kept = [1]
@@ -173,10 +173,10 @@ def _nfs(guest: SharedGuest) -> tuple[str, Calls, Any]:
         exports(kept[0])
         yield
 
-    return "an export more in one ganesha (SIGHUP), and mount in the guest; 50 exports", (attach, detach), others
+    return "an export more in one ganesha (SIGHUP), and mount in the guest", "49 exports", (attach, detach), others
 
 
-def _ninep(guest: SharedGuest) -> tuple[str, Calls, Any]:
+def _ninep(guest: SharedGuest) -> tuple[str, str, Calls, Any]:
     options = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
     must(guest, f"umount {storage_ways.target_of('9p')}; mkdir -p {TARGET}9")
 
@@ -187,8 +187,12 @@ def _ninep(guest: SharedGuest) -> tuple[str, Calls, Any]:
     def others(_: int) -> Iterator[None]:
         yield
 
-    note = "mount of a device that the VM has; no process on the host, so that others are nothing to it"
-    return note, (attach, lambda: must(guest, ["umount", f"{TARGET}9"])), others
+    return (
+        "mount of a device that the VM has",
+        "nobody: it has no process on the host",
+        (attach, lambda: must(guest, ["umount", f"{TARGET}9"])),
+        others,
+    )
 
 
 KINDS = {

@@ -161,7 +161,7 @@ def test_a_mount_is_timed_alone_and_beside_others():
         calls.append("gone")
 
     once = (lambda: calls.append("up"), lambda: calls.append("down"), lambda: calls.append("settled"))
-    figures = list(storage_attach._both("kind", None, lambda guest: ("what", once, others)))
+    figures = list(storage_attach._both("kind", None, lambda guest: ("what", "others", once, others)))
     assert [figure.name for figure in figures] == ["kind, attach + detach, 1 lease", "kind, attach + detach, 50 leases"]
     runs = ["up", "down", "settled"] * storage_attach.RUNS
     assert calls == [*runs, 49, *runs, "gone"]
