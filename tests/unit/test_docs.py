@@ -19,7 +19,7 @@ GENERATED = ("cli.md", "settings.md")
 RUN_BY = {
     ("tutorial.md", "console"): "test_tutorial", ("howto-plugins.md", "console"): "test_tutorial",
     ("howto.md", "yaml"): "test_howto", ("howto.md", "python"): "test_howto",
-    ("network.md", "yaml"): "test_network_policy", ("network.md", "console"): "test_docs",
+    ("storage.md", "yaml"): "test_network_policy", ("network.md", "yaml"): "test_network_policy", ("network.md", "console"): "test_docs",
     ("hooks.md", "python"): "test_house", ("benchmarks.md", "sh"): "test_docs", ("index.md", "{toctree}"): "test_docs",
 }  # fmt: skip
 PAGES = sorted(path.name for path in docs_kit.DOCS.glob("*.md"))

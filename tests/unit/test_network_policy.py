@@ -153,3 +153,10 @@ def test_the_sample_of_the_documentation_loads(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs/network.md").read_text()
     (sample,) = re.findall(r"(?ms)^```yaml settings\n(.*?)^```$", text)
     assert site(tmp_path, sample).network.here("wn17") == ("cms-lan", "alone", "fast")
+
+
+def test_the_sample_of_the_page_on_storage_loads(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/storage.md").read_text()
+    (sample,) = re.findall(r"(?ms)^```yaml settings\n(.*?)^```$", text)
+    found = site(tmp_path, sample).scratch
+    assert (found.volume_group, found.thin_pool) == ("vg0", "scratch")
