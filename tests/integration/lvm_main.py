@@ -148,12 +148,12 @@ def case_a_plain_volume_shows_no_byte_of_an_earlier_tenant():
 
 
 def case_a_thin_volume_shows_no_byte_of_an_earlier_tenant():
-    made = volume(pool="pool", size_mib=20)
+    made = volume(pool="pool", size_mib=12)
     with attached(made):
-        Path(made.node).write_bytes(SECRET * (20 << 15))
+        Path(made.node).write_bytes(SECRET * (12 << 15))
     with attached(made):
         with open(made.node, "r+b", buffering=0) as file:
-            for chunk in range(20 << 4):  # one sector of each chunk of 64 KiB: all of them are taken again
+            for chunk in range(12 << 4):  # one sector of each chunk of 64 KiB: all of them are taken again
                 os.pwrite(file.fileno(), b"x" * 512, chunk << 16)
             os.fsync(file.fileno())
         sh("sh", "-c", "echo 3 >/proc/sys/vm/drop_caches")

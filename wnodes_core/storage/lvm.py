@@ -87,13 +87,22 @@ def _remove(volume: Volume, made: Lv) -> None:
     """The node first: the number that it names is another's soon."""
     with suppress(FileNotFoundError):
         os.unlink(volume.node)
-    _end_holders(made.device, volume.uid)
+    said = _lvremove(volume)
+    if said and _end_holders(made.device, volume.uid):
+        said = _lvremove(volume)
+    if said:
+        users = ", ".join(f"{pid} (uid {uid})" for pid, uid in _holders(made.device))
+        what = f"{volume.group}/{volume.name} cannot be removed: {said}"
+        raise errors.TransientError(f"{what}{f'; open in process {users}' if users else ''}")
+
+
+def _lvremove(volume: Volume) -> str:
+    """'' when it is gone, else LVM's words."""
     try:
         run(["lvremove", "-y", "-f", f"{volume.group}/{volume.name}"], timeout_s=_MAKE_S)
     except errors.CommandError as error:
-        users = ", ".join(f"{pid} (uid {uid})" for pid, uid in _holders(made.device))
-        what = f"{volume.group}/{volume.name} cannot be removed: {error.stderr_tail.strip()[-300:] or error}"
-        raise errors.TransientError(f"{what}{f'; open in process {users}' if users else ''}") from error
+        return error.stderr_tail.strip()[-300:] or str(error)
+    return ""
 
 
 @hookimpl
@@ -182,12 +191,12 @@ def _make_node(path: str, device: tuple[int, int]) -> None:
     os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(*device))
 
 
-def _end_holders(device: tuple[int, int], uid: int) -> None:
-    """End processes of the lease's user that have the volume open: its lease is over, and they would keep it."""
-    for pid, owner in _holders(device):
-        process = read(pid) if uid and owner == uid else None
-        if process:
-            kill(process)
+def _end_holders(device: tuple[int, int], uid: int) -> bool:
+    """End processes of the lease's user that have the volume open: its lease is over. Whether there were any."""
+    mine = [process for pid, owner in _holders(device) if uid and owner == uid and (process := read(pid))]
+    for process in mine:
+        kill(process)
+    return bool(mine)
 
 
 def _holders(device: tuple[int, int]) -> Iterator[tuple[int, int]]:
