@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from slurm_site import IMAGES, Site, wait_for
+from slurm_site import IMAGES, Site, until
 
 from wnodes_core import processes
 from wnodes_core.images.store import Store
@@ -43,11 +43,11 @@ def _qemu(lease: dict) -> Process | None:
 
 def _free(site: Site) -> None:
     site.assert_nothing_left()
-    wait_for(lambda: site.nodes() == {"idle"}, f"idle node: {site.nodes()}")
+    until(lambda: site.nodes() == {"idle"}, f"idle node: {site.nodes()}")
 
 
 def _begun(site: Site, job: str, word: str = "begun") -> None:
-    wait_for(lambda: word in site.output(job).split(), f"{word!r} from job {job}: {site.output(job)}", 60)
+    until(lambda: word in site.output(job).split(), f"{word!r} from job {job}: {site.output(job)}", 60)
 
 
 def _comment(site: Site, job: str) -> str:
@@ -60,11 +60,11 @@ def test_cancelled_script_has_its_grace_and_a_booting_vm_goes_at_once(site: Site
     lease = site.wait_running(job)
     _begun(site, job)
     booting = site.submit("echo never")
-    wait_for(lambda: site.lease(booting).get("keeper_state") == "starting" and _qemu(site.lease(booting)), "boot")
+    until(lambda: site.lease(booting).get("keeper_state") == "starting" and _qemu(site.lease(booting)), "boot")
     other = site.lease(booting)
     site.run_as(["scancel", job, booting])
     began = time.monotonic()
-    wait_for(lambda: _qemu(other) is None, "end of the booting VM", 5)
+    until(lambda: _qemu(other) is None, "end of the booting VM", 5)
     assert site.ended(job)["JobState"] == "CANCELLED"
     assert (site.work / f"cleaned-{job}").read_text() == "cleaned\n"
     assert 1.8 < time.monotonic() - began < 12
@@ -82,7 +82,7 @@ def test_script_that_ignores_term_is_killed_with_its_vm(site: Site) -> None:
     _begun(site, job)
     began = time.monotonic()
     site.run_as(["scancel", job])
-    wait_for(lambda: not processes.alive(keeper) and _qemu(lease) is None, "end of the VM", 15)
+    until(lambda: not processes.alive(keeper) and _qemu(lease) is None, "end of the VM", 15)
     assert time.monotonic() - began > site.lab.kill_wait_s - 1
     assert site.ended(job)["JobState"] == "CANCELLED"
     _free(site)
@@ -133,7 +133,7 @@ def test_slurm_accounts_and_holds_the_vm_of_batch_and_of_srun_jobs(site: Site) -
     argv = ["srun", "--vm-image=debian12", "-J", "stepjob", "sh", "-c", BURN]
     with ThreadPoolExecutor(1) as pool:
         pool.submit(site.run_as, argv, check=False)
-        srun = str(wait_for(lambda: site.lab.run(["squeue", "-h", "-n", "stepjob", "-o", "%A"]).strip(), "srun's job"))
+        srun = str(until(lambda: site.lab.run(["squeue", "-h", "-n", "stepjob", "-o", "%A"]).strip(), "srun's job"))
         leases = {"batch": site.wait_running(batch), "extern": site.wait_running(srun)}
         assert (leases["batch"]["home"], leases["extern"]["home"]) == ("step", "job")
         _check_held(site, leases["batch"], batch, "batch")
@@ -148,7 +148,7 @@ def _check_held(site: Site, lease: dict, job: str, step: str) -> None:
     if site.lab.cgroup:
         _check_cgroups(lease, job, f"step_{step}")
     if step == "batch" or site.lab.cgroup:  # jobacct_gather/linux sees no process outside a step's family
-        wait_for(lambda: _accounted(site, f"{job}.{step}"), f"use of {job}.{step}: {_sstat(site, job)}", 30)
+        until(lambda: _accounted(site, f"{job}.{step}"), f"use of {job}.{step}: {_sstat(site, job)}", 30)
 
 
 def _check_cgroups(lease: dict, job: str, step: str) -> None:
@@ -181,12 +181,12 @@ def _accounted(site: Site, step: str) -> bool:
 def test_suspended_guest_stands_still_and_goes_on(site: Site) -> None:
     job = site.submit("n=0; while [ ! -e stop ]; do echo $((n += 1)) > n; sleep 0.1; done; rm stop; echo end; exit 4")
     site.wait_running(job)
-    wait_for((site.work / "n").exists, "counter")
+    until((site.work / "n").exists, "counter")
     site.lab.run(["scontrol", "suspend", job])
     seen = _stands_still(site.work / "n")
     assert site.show(job)["JobState"] == "SUSPENDED"
     site.lab.run(["scontrol", "resume", job])
-    wait_for(lambda: (site.work / "n").read_text() not in ("", seen), "counting again")
+    until(lambda: (site.work / "n").read_text() not in ("", seen), "counting again")
     (site.work / "stop").touch()
     assert site.ended(job)["ExitCode"] == "4:0"
     assert site.output(job).splitlines()[-1] == "end"
@@ -203,7 +203,7 @@ def _stands_still(path: Path) -> str:
             seen, since = now, time.monotonic()
         return time.monotonic() - since > 2
 
-    wait_for(quiet, "standstill", 10)
+    until(quiet, "standstill", 10)
     return seen
 
 
@@ -213,7 +213,7 @@ def test_two_jobs_on_the_node_have_two_vms(site: Site) -> None:
     script = f"hostname; cat /proc/sys/kernel/random/boot_id; {wait}"
     first = site.submit(script.format("two"))
     second = site.submit(script.format(first))
-    wait_for((site.work / f"here-{second}").exists, "second VM beside the first", 60)
+    until((site.work / f"here-{second}").exists, "second VM beside the first", 60)
     (site.work / "here-two").touch()
     said = []
     for job in (first, second):
@@ -236,7 +236,7 @@ def test_image_that_cannot_be_fetched_is_a_message_not_a_bare_run(site: Site) ->
         again = site.submit("echo bare", image="lost")
         assert site.ended(job)["ExitCode"] == "125:0"
         # What is no fault of the job sends it back to its queue, once; Slurm starts it anew after minutes.
-        wait_for(lambda: site.show(again)["Restarts"] == "1", f"requeue of job {again}: {site.log()[-1500:]}")
+        until(lambda: site.show(again)["Restarts"] == "1", f"requeue of job {again}: {site.log()[-1500:]}")
         site.lab.run(["scancel", again])
         assert site.ended(unknown)["JobState"] == "CANCELLED"
     finally:

@@ -24,7 +24,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from netns_kit import Namespace, inside, veth  # noqa: E402
 from ovs_kit import Switch  # noqa: E402
-from slurm_site import Site, wait_for  # noqa: E402
+from slurm_site import Site, until  # noqa: E402
 
 from wnodes_core import processes  # noqa: E402
 from wnodes_core.model import Image  # noqa: E402
@@ -138,7 +138,7 @@ def restarted_for(site: Site, node: str) -> None:
 
 def test_a_guest_meets_its_vlan_and_no_other(place: SimpleNamespace) -> None:
     site = place.site
-    wait_for(lambda: "vmnet_tenant" in features(site, "v0"), "the VLAN among the node's features")
+    until(lambda: "vmnet_tenant" in features(site, "v0"), "the VLAN among the node's features")
     job = site.submit(ASK, f"--vm={LAN}", "--constraint=vmnet_tenant", image="")
     assert site.ended(job)["JobState"] == "COMPLETED", (site.output(job), site.log()[-3000:])
     assert site.output(job).splitlines()[-2:] == [f"{MINE} welcome", f"{OTHER} nobody"]
@@ -151,13 +151,13 @@ def test_a_guest_meets_its_vlan_and_no_other(place: SimpleNamespace) -> None:
 def test_a_node_that_may_not_carry_it_neither_says_so_nor_takes_it(place: SimpleNamespace) -> None:
     site = place.site
     job = site.submit("echo bare", f"--vm={LAN}", "--nodelist=v1", image="")
-    wait_for(lambda: "network" in site.show_text(job) or site.output(job), f"a verdict: {site.show(job)}", 60)
+    until(lambda: "network" in site.show_text(job) or site.output(job), f"a verdict: {site.show(job)}", 60)
     assert "network 'tenant'" in site.show_text(job), site.show_text(job)
     site.run_as(["scancel", job])
     site.ended(job)
     assert "bare" not in site.output(job)
     restarted_for(site, "v1")
-    wait_for(lambda: "vm_debian12" in features(site, "v1"), "features of the other node")
+    until(lambda: "vm_debian12" in features(site, "v1"), "features of the other node")
     assert "vmnet_tenant" not in features(site, "v1")
     site.assert_nothing_left()
     assert left(place) == []
@@ -172,7 +172,7 @@ def test_nothing_is_left_of_cancelled_and_of_killed_jobs(place: SimpleNamespace)
     assert len(taps) == 2
     site.run_as(["scancel", cancelled])
     site.ended(cancelled)
-    wait_for(lambda: len([name for name in links() if name.startswith("wnt")]) == 1, "the end of one port")
+    until(lambda: len([name for name in links() if name.startswith("wnt")]) == 1, "the end of one port")
     stepd = next(p for p in processes.ancestry(leases[killed]["keeper_pid"]) if "slurmstepd" in p.exe)
     os.kill(stepd.pid, signal.SIGKILL)
     site.lab.run(["scancel", killed])  # Slurm itself finds out only after minutes

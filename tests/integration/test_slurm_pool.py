@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_site import Site, wait_for
+from slurm_site import Site, until
 
 from wnodes_core import processes
 from wnodes_core.model import Image, Process
@@ -51,7 +51,7 @@ def _full(site: Site) -> list[Process]:
         with_vm = {_slot_uid(each) for each in _of_slots() if not _is_keeper(each)}
         return len(_waiting(site)) == 2 and len(with_vm) >= 2 and len(_idle_names(site)) == 2
 
-    wait_for(full, "two slots that wait", 120)
+    until(full, "two slots that wait", 120)
     return _waiting(site)
 
 
@@ -146,7 +146,7 @@ def test_what_dies_while_it_waits_is_replaced(site: Site, victim: str) -> None:
     mine = [each for each in _of_slots() if each.uid == uid]
     qemu = next(each for each in mine if each.parent == below[0].pid)  # an earlier slot's may still be a zombie
     processes.kill({"keeper": one, "warden": below[0], "qemu": qemu}[victim])
-    wait_for(lambda: not any(processes.alive(each) for each in (one, *mine)), "end of the whole slot")
+    until(lambda: not any(processes.alive(each) for each in (one, *mine)), "end of the whole slot")
     _full(site)
 
 
@@ -166,10 +166,10 @@ def test_what_dies_while_a_job_runs_ends_the_job_and_leaves_nothing(site: Site, 
         assert mine and qemu
         processes.kill(keeper if victim == "keeper" else qemu[0])
         assert site.ended(job)["JobState"] != "COMPLETED"
-        wait_for(lambda: not any(map(processes.alive, (keeper, *mine, *qemu))), "end of the lease's processes")
+        until(lambda: not any(map(processes.alive, (keeper, *mine, *qemu))), "end of the lease's processes")
     finally:
         hold.unlink()
-    wait_for(lambda: not any((site.folder / "state/leases").iterdir()), "end of the lease's folder")
+    until(lambda: not any((site.folder / "state/leases").iterdir()), "end of the lease's folder")
 
 
 def test_a_keeper_that_does_not_answer_costs_a_job_its_slot_and_no_more(site: Site) -> None:
@@ -188,7 +188,7 @@ def test_a_keeper_that_does_not_answer_costs_a_job_its_slot_and_no_more(site: Si
 def test_a_killed_wnodesd_leaves_no_slot_and_the_next_fills_anew(site: Site) -> None:
     old = [*_full(site), *_of_slots()]
     site.stop_wnodesd(signal.SIGKILL)
-    wait_for(lambda: not any(map(processes.alive, old)), "end of what waited for a wnodesd that is gone")
+    until(lambda: not any(map(processes.alive, old)), "end of what waited for a wnodesd that is gone")
     site.start_wnodesd()
     _full(site)
     assert len(_finished(site, site.submit(WHO))) == 4

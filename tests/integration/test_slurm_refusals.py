@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from slurm_site import IMAGES, Site, wait_for
+from slurm_site import IMAGES, Site, until
 
 from wnodes_core import command
 from wnodes_core.errors import WnodesError
@@ -45,7 +45,7 @@ def site(minimal_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def idle_again(site: Site) -> Iterator[None]:
     yield
     site.assert_nothing_left()
-    wait_for(lambda: site.nodes() == {"idle"}, f"idle node: {site.nodes()}")
+    until(lambda: site.nodes() == {"idle"}, f"idle node: {site.nodes()}")
 
 
 def _comment(site: Site, job: str) -> str:
@@ -122,7 +122,7 @@ def test_srun_and_salloc_read_the_refusal_on_their_terminal(site):
 
 def test_an_array_and_two_constraints_are_refused_each_task_by_itself(site):
     job = site.submit("touch ran-$SLURM_ARRAY_TASK_ID", "--array=1-2", "--vm=cpus=9")
-    wait_for(lambda: not site.lab.run(["squeue", "-h"]), "end of the array")
+    until(lambda: not site.lab.run(["squeue", "-h"]), "end of the array")
     text = site.lab.run(["scontrol", "-o", "show", "job", job])
     assert text.count("JobState=CANCELLED") == 2 and text.count("cpus 9 asked for") == 2
     assert not list(site.work.glob("ran-*"))

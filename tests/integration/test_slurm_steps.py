@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_site import Site, wait_for
-from wnodes_slurm.testing import until
+from slurm_site import Site, until
 
 from wnodes_core import command
 from wnodes_core.model import Image
@@ -38,7 +37,7 @@ def site(minimal_image: Image) -> Iterator[Site]:
 def idle_again(site: Site) -> Iterator[None]:
     yield
     site.assert_nothing_left()
-    wait_for(lambda: site.nodes() == {"idle"}, f"idle nodes: {site.nodes()}")
+    until(lambda: site.nodes() == {"idle"}, f"idle nodes: {site.nodes()}")
 
 
 def parts(text: str) -> dict[str, list[str]]:

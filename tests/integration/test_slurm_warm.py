@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_site import Site, wait_for
+from slurm_site import Site, until
 
 from wnodes_core.model import Image
 
@@ -37,7 +37,7 @@ def _ran(site: Site, *options: str) -> tuple[list[str], list[str]]:
 def test_the_first_job_boots_and_the_next_are_clones(site: Site) -> None:
     cold, phases = _ran(site)
     assert "boot" in phases and "clone" not in phases
-    wait_for(lambda: _templates(site), f"template; {site.log()[-2000:]}", 120)
+    until(lambda: _templates(site), f"template; {site.log()[-2000:]}", 120)
     first, phases = _ran(site)
     assert "clone" in phases and "boot" not in phases, (phases, first, site.log()[-2000:])
     second, phases = _ran(site, "--mem-per-cpu=1500")
@@ -49,7 +49,7 @@ def test_the_first_job_boots_and_the_next_are_clones(site: Site) -> None:
 
 
 def test_the_user_says_how_the_vm_comes_up_and_sees_where_the_time_went(site: Site) -> None:
-    wait_for(lambda: _templates(site), "template", 120)
+    until(lambda: _templates(site), "template", 120)
     _, phases = _ran(site, "--vm-start=cold")
     assert "boot" in phases and "clone" not in phases, phases
     out, phases = _ran(site, "--vm-start=warm", "--vm=start=cold,trace=yes")
@@ -62,7 +62,7 @@ def test_the_user_says_how_the_vm_comes_up_and_sees_where_the_time_went(site: Si
 
 
 def test_a_template_that_was_altered_is_never_cloned(site: Site) -> None:
-    wait_for(lambda: _templates(site), "template", 120)
+    until(lambda: _templates(site), "template", 120)
     for each in _templates(site):
         with open(each.with_name("memory"), "r+b") as memory:
             memory.seek(4096)

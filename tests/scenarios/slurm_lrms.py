@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrms import Ask, End, Lrms, Refused
-from slurm_site import Site, wait_for
+from slurm_site import Site, until
 
 from wnodes_core.errors import CommandError
 from wnodes_core.model import Image
@@ -58,7 +58,7 @@ class Slurm(Lrms):
         """
         self.site.run_as(["scontrol", "requeue", job])
         queue = ["squeue", "--noheader", "--format=%A %T"]
-        wait_for(lambda: self.site.lab.run(queue).split() == [job, "PENDING"], "end of all other jobs", 300)
+        until(lambda: self.site.lab.run(queue).split() == [job, "PENDING"], "end of all other jobs", 300)
 
         def started() -> bool:
             try:
@@ -67,7 +67,7 @@ class Slurm(Lrms):
                 return False  # still completing
             return True
 
-        wait_for(started, f"start time of {job}", 60)
+        until(started, f"start time of {job}", 60)
 
     def hurry(self, job: str) -> None:
         self.site.lab.run(["scontrol", "update", f"jobid={job}", "EndTime=now+1"])
