@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from wnodes_core.errors import NoProvider, RequestError, WnodesError
 from wnodes_core.growth import grown
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 Announce = Callable[[str], None]
 Starter = Callable[[Vm], Process]
+Made = TypeVar("Made")
 
 CLONE_TIMEOUT_S = 15.0  # a clone that does not answer by then is given up: far less than a boot takes
 
@@ -93,7 +94,7 @@ class Lifecycle:
 
     async def boot(self, start: Starter) -> Running:
         """A guest that was booted, with neither the job's user nor its mounts; ``start`` starts its hypervisor."""
-        vm = replace(self._vm(), filesystems=await asyncio.to_thread(self._mounts.equip))
+        vm = replace(self._vm(), filesystems=await _to_its_end(self._mounts.equip))
         with self._timed("overlay"):
             self._create_disk(self.plan.overlay)
             if self._agent == "cloud-init":
@@ -279,10 +280,10 @@ class Lifecycle:
             self.trace.add(name, time.monotonic() - began)
 
 
-async def _to_its_end(work: Callable[[], Process]) -> Process:
+async def _to_its_end(work: Callable[[], Made]) -> Made:
     """Run ``work`` in a thread; a cancelled caller still waits for it.
 
-    A VM whose start nobody awaits any more would come up behind the back of the undo.
+    A VM, or a gateway, whose start nobody awaits any more would come up behind the back of the undo.
     """
     thread = asyncio.ensure_future(asyncio.to_thread(work))
     try:

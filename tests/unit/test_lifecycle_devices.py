@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from wnodes_core.api import Filesystem, Mount, Vm, hookimpl
 from wnodes_core.backends import fake
 from wnodes_core.errors import HostError, MountDenied
 from wnodes_core.files import remove_tree
+from wnodes_core.journal import Journal
 from wnodes_core.lifecycle import Lifecycle, Running
 from wnodes_core.mounting import needs_device
 from wnodes_core.plan import vm_from_dict
@@ -114,6 +117,36 @@ def test_nobody_behind_one_that_needs_no_device_is_asked(stand: Stand) -> None:
     (vm,) = _go(stand, ("port", "device"), port, device)
     assert vm.filesystems == ()
     assert (port.told, device.told) == ([None], [])
+
+
+def test_a_start_that_is_given_up_leaves_no_device_behind_the_undo(stand: Stand) -> None:
+    class Slow(Device):
+        @hookimpl
+        def wnodes_mount_equip(self, mount: Mount, index: int, folder: str, provider: str) -> dict[str, Any] | None:
+            self.told.append("begun")
+            time.sleep(0.3)
+            self.told.append("made")
+            return {"provider": self.name, "process": None, "filesystem": {}, "notice": ""}
+
+    slow = Slow("slow")
+    stand.plugins.register(slow, "slow")
+    stand.plan = replace(stand.plan, storage=("slow",))
+    journal = Journal(stand.folder / "journal")
+    lifecycle = Lifecycle(stand.plan, journal, stand.plugins.hook, stand.trace, stand.said.append)
+
+    async def give_up() -> None:
+        start = asyncio.ensure_future(lifecycle.start())
+        while not slow.told:
+            await asyncio.sleep(0.01)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert lifecycle.stop() == []  # as a keeper does, while its loop still runs
+
+    asyncio.run(give_up())
+    journal.close()
+    assert (slow.told, slow.detached) == (["begun", "made"], ["equipment"])
+    assert stand.lines() == ["making attachment", "made attachment", "gone attachment"]
 
 
 def test_a_denied_source_ends_the_start_before_there_is_anything(stand: Stand) -> None:
