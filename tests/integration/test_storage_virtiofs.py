@@ -17,9 +17,10 @@ from netns_kit import Namespace  # noqa: E402
 from network_guests import RealGuest  # noqa: E402
 
 from wnodes_core import processes  # noqa: E402
+from wnodes_core.errors import NoProvider  # noqa: E402
 from wnodes_core.model import Image, Mount, Process
 from wnodes_core.ports import Port, mac_of
-from wnodes_core.storage import virtiofs
+from wnodes_core.storage import sshfs, virtiofs
 from wnodes_core.tools import alive, run, spawn
 
 pytestmark = pytest.mark.guest
@@ -27,7 +28,9 @@ _SOON_S = 10.0
 
 
 class Served:
-    """A VM of the user's with two mounts, one of them read-only."""
+    """A VM of the user's with its mounts, one of them read-only."""
+
+    count = 4
 
     def __init__(self, guest: RealGuest, top: Path, user: pwd.struct_passwd) -> None:
         self.guest, self.top, self.user = guest, top, user
@@ -36,6 +39,10 @@ class Served:
         """A script as the job's user or as guest root, its errors in its output; it may fail."""
         become = [] if root else ["setpriv", f"--reuid={self.user.pw_uid}", f"--regid={self.user.pw_gid}", "--clear-groups"]
         return self.guest.run(*become, "sh", "-c", f"exec 2>&1; cd /rw; {script}\ntrue")
+
+    def gateways(self) -> list[Process]:
+        server = virtiofs.find_server()
+        return [p for p in processes.table() if p.command[:1] == (server,) and p.uid == self.user.pw_uid]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +57,13 @@ def served(minimal_image: Image, ordinary_user: pwd.struct_passwd) -> Iterator[S
             os.chown(path, ordinary_user.pw_uid, ordinary_user.pw_gid)
     (top / "ro/roots").write_text("roots\n")
     (top / "ro/roots").chmod(0o600)
+    (top / "small").mkdir()
+    (top / "gone").mkdir()
+    os.chown(top / "gone", ordinary_user.pw_uid, ordinary_user.pw_gid)
+    run(["mount", "-t", "tmpfs", "-o", "size=4M,mode=777", "tmpfs", str(top / "small")])
     port = Port(lease="virtio", network="user", kind="user", mac=mac_of("virtiofs"), uid=ordinary_user.pw_uid)
     mounts = (Mount(str(top / "rw, with a comma"), "/rw"), Mount(str(top / "ro"), "/ro", True))
+    mounts += (Mount(str(top / "small"), "/small"), Mount(str(top / "gone"), "/gone"))
     more = {"mounts": mounts, "storage": ("virtiofs", "sshfs")}
     guest = RealGuest(Namespace(), ordinary_user, minimal_image, port, None, **more)
     try:
@@ -59,6 +71,7 @@ def served(minimal_image: Image, ordinary_user: pwd.struct_passwd) -> Iterator[S
         yield Served(guest, top, ordinary_user)
     finally:
         left = guest.close()
+        run(["umount", "-l", str(top / "small")])
         run(["rm", "-rf", "--", str(top)])
     assert left == []
 
@@ -73,6 +86,66 @@ def test_the_jobs_files_are_the_users_on_both_sides(served: Served) -> None:
     made.write_text("by the host\n")
     time.sleep(2)
     assert served.job("cat d/new") == "by the host\n"
+
+
+def test_what_else_a_job_does_to_its_files(served: Served) -> None:
+    home = served.top / "rw, with a comma"
+    names = ["with space", "quo'te\"s", "new\nline", "ünïcødé", "-dash", "back\\slash", "\udcff\udcfe", "n" * 255]
+    program = f"""
+import fcntl, mmap, os
+names = {names!a}
+os.mkdir("odd")
+for name in names:
+    open("odd/" + name, "w").close()
+assert sorted(os.listdir("odd")) == sorted(names)
+held = open("removed", "w+")
+held.write("kept"); held.flush(); os.unlink("removed"); held.seek(0)
+print(held.read(), os.fstat(held.fileno()).st_size)
+both = open("mapped", "w+b"); both.truncate(8192)
+fcntl.flock(both, fcntl.LOCK_EX); fcntl.lockf(both, fcntl.LOCK_EX)
+pages = mmap.mmap(both.fileno(), 8192); pages[:5] = b"hello"; pages.flush()
+with open("appended", "w") as file: file.write("0123456789")
+os.truncate("appended", 4); os.utime("mapped", (981173106, 981173106))
+with open("appended", "a") as file: file.write("ab")
+"""
+    (home / "job.py").write_text(program)
+    assert served.job("python3 job.py") == "kept 4\n"
+    assert sorted(os.listdir(home / "odd")) == sorted(names)
+    assert (home / "mapped").read_bytes()[:5] == b"hello" and (home / "mapped").stat().st_mtime == 981173106
+    assert (home / "appended").read_text() == "0123ab"
+    assert not [name for name in os.listdir(home) if name.startswith((".fuse", "removed"))]
+
+
+def test_a_full_disk_and_a_source_that_vanishes_are_errors(served: Served) -> None:
+    said = served.job("head -c 16M /dev/zero >/small/x; rm /small/x; echo y >/small/y")
+    assert "No space left on device" in said
+    assert (served.top / "small/y").read_text() == "y\n", "it works again once there is room"
+    (served.top / "gone").rmdir()
+    assert "No such file or directory" in served.job("sleep 2; touch /gone/new")
+
+
+def test_a_folder_that_turns_into_a_link_leads_nowhere(served: Served) -> None:
+    """The race: the guest has looked a path up, and on the host a folder of it becomes a link out."""
+    home = served.top / "rw, with a comma"
+    (home / "turn").mkdir()
+    (home / "turn/secret").write_text("harmless")
+    assert served.job("cat turn/secret") == "harmless"
+    os.rename(home / "turn", home / "turned")
+    os.symlink(served.top, home / "turn")
+    served.top.chmod(0o777)  # the user could write there, had it a way
+    for root in (False, True, False):
+        assert "not for the guest" not in served.job("cat turn/secret; echo x >turn/new", root=root)
+    assert not (served.top / "new").exists()
+
+
+def test_the_gateways_mounts_are_sealed(served: Served) -> None:
+    """What a hostile guest may ask of its gateway without its own kernel between: the host's kernel has the last word."""
+    seals = []
+    for each in served.gateways():
+        seen = [line.split() for line in Path(f"/proc/{each.pid}/mountinfo").read_text().splitlines()]
+        seals += [set(words[5].split(",")) for words in seen if words[4] == "/"]
+    assert len(seals) == served.count and all({"nosuid", "nodev"} <= each for each in seals), seals
+    assert len([each for each in seals if "ro" in each]) == 1
 
 
 def test_guest_root_is_nobody_special(served: Served) -> None:
@@ -121,17 +194,24 @@ def test_a_device_of_the_hosts_gives_nothing(served: Served) -> None:
 
 def test_a_gateway_that_dies_holds_nothing_up(served: Served) -> None:
     """QEMU calls no second time: its files are gone for the job, which may hang on them; the rest goes on. Last here."""
-    mark = [p for p in processes.table() if p.command[:1] == (virtiofs.find_server(),) and p.uid == served.user.pw_uid]
-    assert len(mark) == 2, mark
-    for each in mark:
+    log = served.top / "rw, with a comma/log"
+    served.job("(while echo line; do sleep 0.02; done >log 2>/dev/null &)")
+    deadline = time.monotonic() + _SOON_S
+    while not (log.exists() and log.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    found = served.gateways()
+    assert len(found) == served.count, found
+    for each in found:
         os.kill(each.pid, signal.SIGKILL)
     assert served.guest.run("sh", "-c", "(timeout 5 ls /rw >/dev/null 2>&1 &) ; echo on") == "on\n"
+    assert set(log.read_text().splitlines()) == {"line"}, "what was written is not corrupt"
 
 
 STARTER = """
 import sys, time
 from wnodes_core.api import Mount
-from wnodes_core.storage import virtiofs
+from wnodes_core.storage import sshfs, virtiofs
 print(virtiofs.wnodes_mount_equip(Mount(sys.argv[1], "/t"), 0, sys.argv[1], {}, "virtiofs")["process"]["pid"], flush=True)
 time.sleep(60)
 """
@@ -153,6 +233,34 @@ def test_one_that_nobody_has_called_yet_dies_with_its_keeper(tmp_path: Path) -> 
     while alive(Process(gateway.pid, 0, 0, gateway.started, "", ())):
         assert time.monotonic() < deadline, "it waits for ever"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (["sh", "-c", "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1"], "Operation not permitted"),
+        (["false"], "it ended"),
+        (["sh", "-c", "exec sleep 60"], "nothing came of it"),
+    ],
+)
+def test_a_host_that_starts_none_leaves_the_mount_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: list[str], said: str
+) -> None:
+    """As where AppArmor forbids namespaces to users. A verdict on the mount, never on the host."""
+    monkeypatch.setattr(virtiofs, "_START_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(virtiofs, "_confined", lambda mount, log: [*fault, "#"])
+    before = sshfs.gateways()
+    with pytest.raises(NoProvider, match=said):
+        virtiofs.wnodes_mount_equip(Mount(str(tmp_path), "/t"), 0, str(tmp_path), {}, "virtiofs")
+    assert sshfs.gateways() == before
+
+
+def test_a_source_that_cannot_be_sealed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "s").mkdir()
+    monkeypatch.setattr(virtiofs, "check_source", lambda mount: None)  # it vanishes just afterwards
+    (tmp_path / "s").rmdir()
+    with pytest.raises(NoProvider, match="No such file or directory"):
+        virtiofs.wnodes_mount_equip(Mount(str(tmp_path / "s"), "/t"), 0, str(tmp_path), {}, "virtiofs")
 
 
 def test_a_host_without_user_namespaces_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

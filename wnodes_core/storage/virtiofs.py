@@ -32,6 +32,7 @@ SERVERS = (
 _NAMESPACES = "/proc/sys/user/max_user_namespaces"
 _STAGES = "/run/wnodes/mounts"
 _MOUNT_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 10.0
 
 
 def find_server() -> str:
@@ -84,6 +85,8 @@ def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any], p
     equipped = guest.get("equipped") or {}
     if equipped.get("provider") != NAME:
         raise NoProvider(f"mount {mount}: the VM has no device for it", hint=f"put {NAME} first in storage.order")
+    if guest.get("virtiofs") is False:
+        raise NoProvider(f"mount {mount}: the guest's kernel has no virtiofs")
     stage = f"{_STAGES}/{guest['port']}"
     shown = {"stage": stage, "target": mount.target, "read_only": mount.read_only, "read_ahead_kib": 0}
     argv = ["mount", "-t", NAME, "-o", "nosuid,nodev", equipped["filesystem"]["tag"], stage]
@@ -102,31 +105,57 @@ def wnodes_mount_detach(attachment: dict[str, Any]) -> bool | None:
 
 
 def _start_gateway(mount: Mount, path: str) -> Process:
-    """A virtiofsd that serves who calls at ``path`` first; it ends with that one, or with us if nobody calls."""
+    """A virtiofsd that serves who calls at ``path`` first; it ends with that one, or with us if nobody calls.
+
+    Raises NoProvider where this host lets the user start none.
+    """
     server = find_server()
-    with socket.socket(socket.AF_UNIX) as listener:
+    ours, theirs = socket.socketpair()
+    with socket.socket(socket.AF_UNIX) as listener, ours:
         with suppress(FileNotFoundError):
             os.unlink(path)
         listener.bind(path)
         os.chmod(path, 0o600)  # nobody can call before it listens
         listener.listen(1)
-        child = spawn(
-            [*_confined(mount), *server_argv(server, listener.fileno())],
-            stderr=2,  # the keeper's log
-            pass_fds=(listener.fileno(),),
-            new_session=True,
-        )
-    return note_gateway(child)
+        log = os.dup(2)  # the keeper's
+        try:
+            argv = [*_confined(mount, log), *server_argv(server, listener.fileno())]
+            child = spawn(argv, stderr=theirs.fileno(), pass_fds=(listener.fileno(), log))
+        finally:
+            os.close(log)
+            theirs.close()  # its end is the child's
+        process = note_gateway(child)
+        problem = _problem(ours)
+    if problem:
+        end_gateway({"process": {"pid": process.pid, "started": process.started}})
+        raise NoProvider(f"mount {mount}: this host starts no {NAME} gateway: {problem}")
+    return process
 
 
-def _confined(mount: Mount) -> list[str]:
+def _problem(starting: socket.socket) -> str:
+    """What a gateway says until it is one: '' if all went well.
+
+    Whether a user may make namespaces only trying tells: sysctls, AppArmor and limits have a say in it.
+    """
+    starting.settimeout(_START_TIMEOUT_S)
+    said = b""
+    with suppress(TimeoutError):
+        while data := starting.recv(4096):
+            said += data
+            if said.endswith(b"\0"):
+                return ""
+        return said.decode(errors="replace").strip().rpartition("\n")[2] or "it ended"
+    return f"nothing came of it in {_START_TIMEOUT_S:.0f} s"
+
+
+def _confined(mount: Mount, log: int) -> list[str]:
     """What makes a namespace with one user in it, our ``virtiofs_exec`` there, and its arguments."""
     # Mounts that come later (automount) are seen, but where the seal must hold for them too.
     later = "private" if mount.read_only else "slave"
     alone = ["--user", "--mount", f"--propagation={later}", "--keep-caps"]
     alone += [f"--map-user={os.getuid()}", f"--map-group={os.getgid()}"]
-    become = [sys.executable, "-I", "-m", "wnodes_core.storage.virtiofs_exec"]
-    return ["unshare", *alone, "--", *become, str(os.getpid()), "ro" if mount.read_only else "rw", mount.source]
+    become = [sys.executable, "-I", "-m", "wnodes_core.storage.virtiofs_exec", str(os.getpid()), str(log)]
+    return ["unshare", *alone, "--", *become, "ro" if mount.read_only else "rw", mount.source]
 
 
 def server_argv(server: str, fd: int) -> list[str]:

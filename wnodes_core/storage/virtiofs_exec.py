@@ -1,9 +1,10 @@
-"""Becomes virtiofsd in namespaces of its own: ``virtiofs_exec STARTER ro|rw SOURCE SERVER [ARGUMENT…]``.
+"""Becomes virtiofsd in namespaces of its own: ``virtiofs_exec STARTER LOG ro|rw SOURCE SERVER [ARGUMENT…]``.
 
 Called by unshare(1) in a fresh user and mount namespace. There SOURCE is mounted at ``PLACE``, so that the kernel
 itself says no to writing (``ro``), to devices and to setuid programs, whatever is asked of the server; and no name
 of the user's is an argument of it, where a comma would begin its next option. The server is bound to die with
-STARTER, whose child it is: before a hypervisor has called, it would wait for ever.
+STARTER, whose child it is: before a hypervisor has called, it would wait for ever. What goes wrong until then is said
+on stderr, where STARTER listens, and a NUL if nothing did; the server's own stderr is the fd LOG.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def main(argv: list[str]) -> None:
     """Never returns but by an OSError or SystemExit."""
-    starter, mode, source, *server = argv
+    starter, log, mode, source, *server = argv
     _seal(source.encode("utf-8", "surrogateescape"), _NOSUID | _NODEV | (_RDONLY if mode == "ro" else 0))
     _keep_groups()
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
     if os.getppid() != int(starter):  # it has gone already
         sys.exit("virtiofs: nobody is left to serve")
+    os.write(2, b"\0")
+    os.dup2(int(log), 2)
+    os.close(int(log))
     os.execv(server[0], server)
 
 
