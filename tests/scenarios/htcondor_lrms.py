@@ -77,4 +77,4 @@ class Htcondor(Lrms):
         return self.site.state(job) == "IDLE"
 
     def left(self) -> list[str]:
-        return self.site._left()
+        return self.site.left()

@@ -79,4 +79,4 @@ class Lsf(Lrms):
         return self.site.show(job)["stat"] == "PEND"
 
     def left(self) -> list[str]:
-        return self.site._left()
+        return self.site.left()

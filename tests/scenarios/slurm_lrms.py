@@ -106,4 +106,4 @@ class Slurm(Lrms):
         return self.site.show(job)["JobState"] == "PENDING"
 
     def left(self) -> list[str]:
-        return self.site._left() + [state for state in self.site.nodes() if state not in ("idle",)]
+        return self.site.left() + [state for state in self.site.nodes() if state not in ("idle",)]
