@@ -26,8 +26,6 @@ import pytest
 from wnodes_core.api import Mount
 from wnodes_core.tools import run
 
-_ports = count(1)
-
 Job = Callable[..., str]
 MountIt = Callable[..., dict[str, Any]]
 
@@ -66,12 +64,13 @@ class StorageGuestContract:
     def mount_it(cls, guest: Any, ordinary_user: pwd.struct_passwd) -> Iterator[MountIt]:
         """Mount a folder into the guest as the ordinary user; the attachment."""
         attachments = []
+        ports = count(1)
         hooks = importlib.import_module(cls.provider)
 
         def mount(
             source: Path, target: str, *, read_only: bool = False, open_files: int = 1024, **facts: Any
         ) -> dict[str, Any]:
-            number = next(_ports)
+            number = next(ports)
             os.chmod(guest.socket(number), 0o666)
             told = {**guest.facts, "port": f"org.wnodes.mount.{number - 1}", **facts}
             asked = {"mount": Mount(str(source), target, read_only), "guest": told, "provider": cls.name}
