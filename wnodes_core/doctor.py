@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterable
 
-from wnodes_core import doctor_network
+from wnodes_core import doctor_network, doctor_unit
 from wnodes_core import settings as settings_module
 from wnodes_core.doctor_finding import Finding
 from wnodes_core.doctor_finding import notice as _notice
@@ -227,7 +227,13 @@ def daemon(host: Host, settings: Settings) -> Finding:
             f"not running (no {settings.daemon.socket})",
             "needed for batch jobs: systemctl enable --now wnodesd",
         )
-    return _ok("wnodesd", f"version {answer.get('version')}, pid {answer.get('pid')}, {answer.get('leases')} leases")
+    seen = f"version {answer.get('version')}, pid {answer.get('pid')}, {answer.get('leases')} leases"
+    if lacks := doctor_unit.lacking(host, settings, int(answer.get("pid", 0))):
+        what = "; ".join(f"without {rights} (drop-in {name})" for name, rights in lacks.items())
+        path = "/etc/systemd/system/wnodesd.service.d"
+        advice = "; ".join(f"wnodesd --print-drop-in {name} > {path}/{name}.conf" for name in lacks)
+        return _problem("wnodesd", f"{seen}: {what}", f"{advice}; systemctl daemon-reload; systemctl restart wnodesd")
+    return _ok("wnodesd", seen)
 
 
 def adapters(host: Host, settings: Settings) -> Finding:

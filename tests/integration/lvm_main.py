@@ -27,6 +27,7 @@ from wnodes_core.settings.scratch import ScratchSettings
 from wnodes_core.storage import lvm
 from wnodes_core.volumes import Volume
 
+BASE = os.environ.get("STATE_DIRECTORY", "/root")  # under a systemd unit nothing else can be written
 OWNER, UID = "0123456789ab", 64321
 FOLDER = f"/dev/wnodes/{OWNER}"
 SECRET = b"STALE secret of another tenant\n."
@@ -181,10 +182,11 @@ def case_its_user_and_nobody_else_opens_it_and_makes_the_file_system():
         code += f"assert scratch.wnodes_disk_create(disk=Disk({made.node!r}, 'raw', size_mib=8, block=True))"
         done = as_user(sys.executable, "-c", code)
         assert done.returncode == 0, done.stderr
-        os.makedirs("/mnt/full", exist_ok=True)
-        sh("mount", "-t", "ext4", made.node, "/mnt/full")
-        done = sh("sh", "-c", "head -c 9M /dev/zero >/mnt/full/x", check=False)
-        sh("umount", "/mnt/full")
+        full = f"{BASE}/full"
+        os.makedirs(full, exist_ok=True)
+        sh("mount", "-t", "ext4", made.node, full)
+        done = sh("sh", "-c", f"head -c 9M /dev/zero >{full}/x", check=False)
+        sh("umount", full)
         assert done.returncode and b"No space left" in done.stderr, "a full scratch is its own ENOSPC"
         sh("e2fsck", "-fn", made.node)
 
@@ -276,7 +278,7 @@ class Node:
     """A wnodesd's volumes in a folder of its own."""
 
     def __init__(self):
-        self.state, self.run = "/root/state", "/root/run"
+        self.state, self.run = f"{BASE}/state", f"{BASE}/run"
         hook = SimpleNamespace(
             wnodes_volume_attach=lvm.wnodes_volume_attach,
             wnodes_volume_detach=lvm.wnodes_volume_detach,
@@ -341,19 +343,24 @@ def case_leftovers_without_a_journal_are_swept_and_leases_are_not():
     assert not ours()
 
 
-def main():
-    set_up(sys.argv[1])
+def play(names):
+    """How each of these cases ended: '' or a traceback."""
     ends = {}
-    for name, case in [each for each in globals().items() if each[0].startswith("case_")]:
+    for name in names:
         began = time.monotonic()
         try:
-            case()
+            globals()[name]()
             ends[name] = ""
         except Exception:  # noqa: BLE001 - it is what the output is for
             ends[name] = traceback.format_exc()
             lvm.run = real_run
         print(f"{time.monotonic() - began:5.1f} s {name}", file=sys.stderr, flush=True)
-    print(json.dumps(ends))
+    return ends
+
+
+def main():
+    set_up(sys.argv[1])
+    print(json.dumps(play([name for name in globals() if name.startswith("case_")])))
 
 
 if __name__ == "__main__":

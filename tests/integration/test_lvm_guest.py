@@ -6,10 +6,8 @@ package. ``lvm_main.py`` has the cases.
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -23,14 +21,13 @@ import yaml
 import wnodes_core
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from guest_bundle import add_lvm, add_packages  # noqa: E402
 from guests import Guest  # noqa: E402
 
 pytestmark = pytest.mark.guest
 HERE = Path(__file__).parent
-PROGRAMS = ("/usr/sbin/lvm", "/usr/sbin/pdata_tools")
-LINKS = {"lvm": ("lvs", "vgs", "lvcreate", "lvremove", "lvchange", "vgcreate"), "pdata_tools": ("thin_check", "thin_repair")}
 # The small guest has no udevd: LVM makes its nodes itself. One in use is in use the first time it is asked.
-CONF = b"activation { udev_sync = 0 udev_rules = 0 retry_deactivation = 0 }\ndevices { obtain_device_list_from_udev = 0 }\n"
+CONF = "activation { udev_sync = 0 udev_rules = 0 retry_deactivation = 0 }\ndevices { obtain_device_list_from_udev = 0 }\n"
 CASES = re.findall(r"(?m)^def (case_\w+)\(", (HERE / "lvm_main.py").read_text())
 
 
@@ -50,22 +47,8 @@ class LvmGuest(Guest):
 def bundle(path: Path) -> None:
     """LVM with its libraries, our package and what it imports, the cases."""
     with tarfile.open(path, mode="w") as tar:
-        for program in PROGRAMS:
-            libraries = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
-            for path in (program, *re.findall(r"=> (/\S+)", libraries)):
-                real = Path(path).resolve()
-                tar.add(real, f"usr/{'sbin' if path == program else 'lib/x86_64-linux-gnu'}/{Path(path).name}")
-        for target, names in LINKS.items():
-            for name in names:
-                link = tarfile.TarInfo(f"usr/sbin/{name}")
-                link.type, link.linkname = tarfile.SYMTYPE, target
-                tar.addfile(link)
-        conf = tarfile.TarInfo("etc/lvm/lvm.conf")
-        conf.size = len(CONF)
-        tar.addfile(conf, io.BytesIO(CONF))
-        for package in (wnodes_core, pluggy, yaml):
-            folder = Path(str(package.__file__)).parent
-            tar.add(folder, f"opt/{folder.name}", filter=lambda each: None if "__pycache__" in each.name else each)
+        add_lvm(tar, CONF)
+        add_packages(tar, wnodes_core, pluggy, yaml)
         for file in (HERE / "lvm_main.py", *(HERE.parent / "golden/lvm").iterdir()):
             tar.add(file, f"opt/{file.name}")
 

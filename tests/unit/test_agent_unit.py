@@ -1,8 +1,11 @@
 """The systemd unit names the wnodesd of this very installation."""
 
 import configparser
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from wnodes_core.agent import server
 
@@ -15,3 +18,13 @@ def test_the_unit_starts_the_installed_daemon_and_spares_what_runs_in_leases():
     assert service["ExecStart"].split()[0] == str(Path(sys.executable).parent / "wnodesd")
     assert service["KillMode"] == "process"
     assert service["RuntimeDirectoryPreserve"] == "yes"
+
+
+@pytest.mark.parametrize("name", server.DROP_INS)
+def test_a_drop_in_is_printed_and_only_adds_to_lists(name):
+    argv = [str(Path(sys.executable).parent / "wnodesd"), "--print-drop-in", name]
+    printed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert printed == server.drop_in(name)
+    said = [line.partition("=") for line in printed.splitlines() if line and line[0] not in "#["]
+    assert {key for key, _, _ in said} <= {"CapabilityBoundingSet", "DeviceAllow", "ReadWritePaths"}
+    assert all(value for _, _, value in said), "an empty value would take the unit's own away"

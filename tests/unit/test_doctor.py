@@ -222,6 +222,25 @@ def test_networks_that_can_be_made_are_named_with_what_is_possible() -> None:
     assert (filtered["networks"].state, "iptables" in filtered["networks"].seen) == (State.NOTICE, True)
 
 
+def under(bounds: int, settings: Settings) -> Finding:
+    host = FakeHost(**{**NETS, **texts(**{"/proc/7/status": f"Name:\twnodesd\nCapBnd:\t{bounds:016x}\nCapAmb:\t{1 << 12:016x}\n"})})
+    return examine(host, lambda: settings)["wnodesd"]
+
+
+def test_a_unit_without_the_rights_that_the_settings_ask_for_is_told_its_drop_in() -> None:
+    admin, mknod, net = 1 << 21, 1 << 27, 1 << 12
+    network = carrying(LAN)()
+    volumes = replace(Settings(), scratch=ScratchSettings(volume_group="vg0"))
+    found = under(admin | mknod, network)
+    assert (found.state, "without CAP_NET_ADMIN" in found.seen) == (State.PROBLEM, True)
+    assert "wnodesd --print-drop-in network > /etc/systemd/system/wnodesd.service.d/network.conf" in found.advice
+    found = under(net | admin, volumes)
+    assert (found.state, "without CAP_MKNOD (drop-in lvm)" in found.seen, "network" in found.advice) == (State.PROBLEM, True, False)
+    assert [under(net, network).state, under(admin | mknod, volumes).state] == [State.OK, State.OK]
+    assert under(0, Settings()).state is State.OK
+    assert under(0, carrying(NetworkRule(name="far", nodes=("wn2*",), uplink="eth1"))()).state is State.OK
+
+
 @pytest.mark.parametrize("changes, name, state, seen, advice", SICK)
 def test_what_is_wrong_is_named_with_a_way_out(
     changes: dict[str, Any], name: str, state: State, seen: str, advice: str

@@ -29,6 +29,7 @@ from wnodes_core.errors import BadRequest, HostBusy, WnodesError, from_dict
 
 MAX_CLIENTS = 4096
 BACKLOG = 1024
+DROP_INS = ("network", "lvm")
 MAX_CLIENTS_PER_UID = 1024  # one launcher a task waits here while its VM boots
 
 
@@ -201,6 +202,11 @@ def unit() -> str:
     return text.replace("/opt/wnodes/bin/wnodesd", here)
 
 
+def drop_in(name: str) -> str:
+    """What systemd adds to the unit for one use: ``network`` or ``lvm``."""
+    return resources.files(__package__).joinpath(f"{name}.conf").read_text()
+
+
 def main() -> int:
     """Entry point of ``wnodesd``."""
     from wnodes_core.agent.parts import default_parts
@@ -210,9 +216,10 @@ def main() -> int:
     parser.add_argument("--foreground", action="store_true", help="accepted for habit: it never leaves it")
     parser.add_argument("--log-format", choices=("json", "text"), default="json")
     parser.add_argument("--print-unit", action="store_true", help="print a systemd unit for this installation, and end")
+    parser.add_argument("--print-drop-in", choices=DROP_INS, help="print what the unit needs for this use, and end")
     arguments = parser.parse_args()
-    if arguments.print_unit:
-        print(unit(), end="")
+    if arguments.print_unit or arguments.print_drop_in:
+        print(drop_in(arguments.print_drop_in) if arguments.print_drop_in else unit(), end="")
         return 0
     try:
         parts = default_parts(arguments.config)
