@@ -1,19 +1,55 @@
-"""What two workers of one run share out: whole guests and real batch systems keep to one of them each."""
+"""How two workers of one run (pytest-xdist) share out the tests: by file, and what cannot be beside its like together."""
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-# Two emulated guests at once starve each other on two CPUs, so all that boot one are one group; what starts a batch
-# system without guests is another, for the clusters that its tests share. Anything else goes to whoever is free.
-GROUPS = {"guests": {"guest"}, "daemons": {"slurm", "condor", "lsf"}}
+HERE = Path(__file__).parent
+# "guests": two emulated guests starve each other on two CPUs, so these take one lock (tests/guests.py), and in two
+# workers one would wait. "slurm": a job's processes tell its number, and all Slurms of a machine count from 1. What is
+# long comes first, so that the many short ones fill up the end.
+LANES = ("guests", "slurm", "lrms", "")
 
 
-@pytest.hookimpl(tryfirst=True)
+@lru_cache(maxsize=None)
+def lane(path: str) -> str:
+    """The lane of a test file, by the markers that its text names; '' is any worker's."""
+    marks = set(re.findall(r"pytest\.mark\.(guest|slurm|condor|lsf)\b", (HERE / path).read_text()))
+    if "slurm" in marks:
+        return "slurm"
+    if marks & {"condor", "lsf"}:
+        return "lrms"
+    return "guests" if marks else ""
+
+
+class Lanes(LoadScopeScheduling):
+    """A worker is given a file, or all files of a lane; not xdist's groups, which pytest 9.2 no longer lets it note."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return name if (name := lane(path)) in ("guests", "slurm") else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    """Our sharing out, in the order of collection."""
+    config.option.loadscopereorder = False
+    return Lanes(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist (``--dist loadgroup``) which tests one worker must run."""
+    """The lanes in their order. Raises UsageError for a test with a marker that its file does not name."""
     for item in items:
-        marks = {mark.name for mark in item.iter_markers()}
-        group = next((name for name, wanted in GROUPS.items() if marks & wanted), None)
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
+        if {"guest", "slurm", "condor", "lsf"} & {mark.name for mark in item.iter_markers()} and not lane(_file(item)):
+            raise pytest.UsageError(f"{item.nodeid}: want its marker in its own file")
+    items.sort(key=lambda item: LANES.index(lane(_file(item))))
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]

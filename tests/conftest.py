@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from hypothesis import settings
 
 from wnodes_core import processes
 from wnodes_core.model import Boot, Image
+from wnodes_core.testing.site import make_user
 
 settings.register_profile("untimed", deadline=None)  # on a busy machine everything may take long
 settings.load_profile("untimed")
@@ -90,11 +90,7 @@ def ordinary_user() -> pwd.struct_passwd:
     """An account without any right, with a home of its own. Made once, left for the next run."""
     if os.getuid():
         pytest.fail("tests of other users' rights want root: run scripts/test as root")
-    try:
-        return pwd.getpwnam(USER)
-    except KeyError:
-        subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", USER], check=True)
-        return pwd.getpwnam(USER)
+    return pwd.getpwnam(make_user(USER))
 
 
 def helpers_now() -> dict[tuple[int, int], str]:

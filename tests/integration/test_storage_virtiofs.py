@@ -42,7 +42,8 @@ class Served:
 
     def gateways(self) -> list[Process]:
         server = virtiofs.find_server()
-        return [p for p in processes.table() if p.command[:1] == (server,) and p.uid == self.user.pw_uid]
+        found = [p for p in processes.table() if p.command[:1] == (server,) and p.uid == self.user.pw_uid]
+        return [p for p in found if os.getpid() in {each.pid for each in processes.ancestry(p.pid)}]  # not another run's
 
 
 @pytest.fixture(scope="module")

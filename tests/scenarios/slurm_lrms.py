@@ -19,7 +19,7 @@ class Slurm(Lrms):
 
     def __init__(self, image: Image) -> None:
         super().__init__(image)
-        self.site = Site(image, "s", cgroup=True, cpus=2, kill_wait_s=4)
+        self.site = Site(image, "c", cgroup=True, cpus=2, kill_wait_s=4)
 
     @property
     def work(self) -> Path:

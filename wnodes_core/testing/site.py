@@ -6,6 +6,7 @@ is a fake. Folders lie in /var/tmp, which ordinary users can traverse.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -14,7 +15,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,11 +50,20 @@ lrms:
 
 def make_user(name: str = USER) -> str:
     """An ordinary user for tests; made once, found again."""
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        command.run(["useradd", "--create-home", "--shell", "/bin/bash", name])
+    with _alone():
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            command.run(["useradd", "--create-home", "--shell", "/bin/bash", name])
     return name
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One at a time, among the workers of a test run too."""
+    with open(Path(tempfile.gettempdir()) / "wnodes-test-site.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def until(ready: Callable[[], object], what: Callable[[], str] | str, timeout_s: float = 30.0) -> Any:
@@ -70,12 +81,12 @@ def until(ready: Callable[[], object], what: Callable[[], str] | str, timeout_s:
 
 def add_image(image: Image, name: str = "debian12") -> None:
     """Enter the built image once; at once if these very bytes are there under that name."""
-    store = Store(IMAGES, Plugins(builtins=("wnodes_core.images.sources",), scan=False).hook)
-    if any(entry.disk.digest == image.digest and entry.name == name for entry in store.entries()):
-        return
     boot = image.boot
     assert boot is not None
-    store.add(image.path, name, kernel=boot.kernel, initrd=boot.initrd, cmdline=boot.cmdline)
+    with _alone():
+        store = Store(IMAGES, Plugins(builtins=("wnodes_core.images.sources",), scan=False).hook)
+        if not any(entry.disk.digest == image.digest and entry.name == name for entry in store.entries()):
+            store.add(image.path, name, kernel=boot.kernel, initrd=boot.initrd, cmdline=boot.cmdline)
 
 
 class Site:
