@@ -1,9 +1,10 @@
-"""How two workers of one run (pytest-xdist) share out the tests: by file, and what cannot be beside its like together."""
+"""How two workers of one run (pytest-xdist) share out the tests: by file, and never like beside like."""
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+import signal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ HERE = Path(__file__).parent
 LANES = ("guests", "slurm", "lrms", "")
 
 
-@lru_cache(maxsize=None)
+@cache
 def lane(path: str) -> str:
     """The lane of a test file, by the markers that its text names; '' is any worker's."""
     marks = set(re.findall(r"pytest\.mark\.(guest|slurm|condor|lsf)\b", (HERE / path).read_text()))
@@ -34,6 +35,12 @@ class Lanes(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
         return name if (name := lane(path)) in ("guests", "slurm") else path
+
+
+def pytest_configure() -> None:
+    """A shell without job control starts what it puts behind itself deaf to SIGINT; our tests send it to their own."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -38,7 +38,8 @@ def test_extern_home_is_limited_accounted_and_outlives_scancel(cgroup_cluster: C
     job = cgroup_cluster.submit(script, "--vm-image=debian12", "--mem=200")
     until(lambda: f"{job}.batch" in _sstat(cgroup_cluster, job), "batch step")
     table = list(processes.table())
-    owner = next(o for o in map(lambda p: plugin.wnodes_lrms_owner([p]), table) if o and o.job_id == job and o.node in cgroup_cluster.lab.node_names)
+    owners = [owner for p in table if (owner := plugin.wnodes_lrms_owner([p]))]
+    owner = next(o for o in owners if o.job_id == job and o.node in cgroup_cluster.lab.node_names)
     home = plugin.wnodes_lrms_homes(owner, table)
     assert home and home.command[0] == "sleep"
     argv = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--", "/usr/bin/python3", "-c"]
