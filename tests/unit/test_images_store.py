@@ -470,9 +470,10 @@ def readable(path: str, uid: int) -> bool:
 
 
 def test_a_restricted_image_is_readable_only_by_a_leases_user(tmp_path: Path, raw: Path) -> None:
-    # pytest's own folder is private, and the store's must be reachable for the users of this test
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        os.chmod(folder, 0o755)
+    # pytest's own folders are private, and the store's must be reachable for the users of this test
+    for folder in (tmp_path, *tmp_path.parents):
+        if not os.stat(folder).st_mode & 0o001:
+            os.chmod(folder, 0o755)
     store = make(tmp_path)
     store.add(str(raw), "secret", format="raw", users=["nobody"])
     found = store.resolve("secret", NOBODY)
