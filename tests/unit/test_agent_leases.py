@@ -120,6 +120,15 @@ def test_until_the_job_is_over_its_marker_and_record_stay(lease):
     assert not Path(lease.folder).exists()
 
 
+def test_half_a_marker_of_a_killed_daemon_goes_with_the_whole(lease):
+    marker = Path(lease.marker)
+    halves = [marker.with_name(f".{marker.name}.{end}") for end in ("123.0badcafe", "124.0badcafe")]
+    for half in halves:
+        half.write_text("")
+    leases.remove_marker(lease)
+    assert list(marker.parent.iterdir()) == []
+
+
 def test_a_later_leases_marker_is_left_alone(lease):
     Path(lease.marker).write_text("another\n")
     leases.remove_marker(lease)

@@ -8,6 +8,7 @@ image, the keeper) is in it before it exists.
 from __future__ import annotations
 
 import asyncio
+import glob
 import hashlib
 import hmac
 import os
@@ -209,9 +210,13 @@ def create(job: Job, request: VmRequest, state_dir: str, run_dir: str, journal_t
 
 def remove_marker(lease: Lease) -> None:
     """Remove the lease's marker; a later lease's marker of the same job id stays."""
-    with _marker_lock, suppress(FileNotFoundError):
-        if Path(lease.marker).read_text().strip() == lease.id:
-            os.unlink(lease.marker)
+    path = Path(lease.marker)
+    with _marker_lock:
+        for half in path.parent.glob(f".{glob.escape(path.name)}.*"):  # of a wnodesd that was killed as it wrote it
+            half.unlink()
+        with suppress(FileNotFoundError):
+            if path.read_text().strip() == lease.id:
+                path.unlink()
 
 
 def load(path: Path, journal_type: type[Journal]) -> Lease | None:
