@@ -124,7 +124,7 @@ def test_a_job_killed_while_it_boots_never_begins(site):
 def test_the_run_limit_warns_and_ends_a_job_and_a_requeued_one_gets_a_fresh_vm(site):
     (site.work / "usr2").unlink(missing_ok=True)
     (site.work / "ready").unlink(missing_ok=True)
-    limited = site.submit(TRAPS, "-W", "25")  # of the simulator's minutes of one second
+    limited = site.submit(TRAPS, "-W", "35")  # of the simulator's minutes of one second
     script = f"cat {ID}; [ -e /tmp/mark ] && echo old; touch /tmp/mark; [ -e again ] && exit 0; touch again; exit 77"
     job = site.submit(script)
     shown = site.ended(job)
