@@ -49,6 +49,12 @@ def minimal_image() -> Image:
 
 
 @pytest.fixture(scope="session")
+def full_kernel_image() -> Image:
+    """Our small guest with Debian's full kernel, which has 9p."""
+    return _built("full", "debian12-full", "builtin")
+
+
+@pytest.fixture(scope="session")
 def cloud_image() -> Image:
     """The ordinary cloud image, with nothing of ours in it."""
     return _built("cloud", "debian12-cloud", "qemu-ga")

@@ -10,12 +10,14 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from netns_kit import Namespace
 
 from wnodes_core.api import Nic, Port
+from wnodes_core.guest.channel import Done
 from wnodes_core.model import Image, Job
 from wnodes_core.plan import Plan, User
 
@@ -79,6 +81,14 @@ class RealGuest:
         told = self._heard()
         assert told["code"] == 0, told
         return str(told["out"])
+
+    def ask(self, argv: Sequence[str] | str, **more: Any) -> Done:
+        """A command as ``GuestChannel.run`` takes it, or a bash script, however it ends."""
+        words = ["bash", "-c", argv] if isinstance(argv, str) else list(argv)
+        self.process.stdin.write(json.dumps({"argv": words, **more}) + "\n")
+        self.process.stdin.flush()
+        told = self._heard()
+        return Done(told["code"], told["out"].encode("latin-1"), told["err"].encode("latin-1"))
 
     def python(self, script: str) -> str:
         return self.run("python3", "-c", script)

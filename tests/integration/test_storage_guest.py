@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from wnodes_core.storage import bundle
-from wnodes_core.testing.storage_attacks import StorageAttacks
+from wnodes_core.testing.storage_attacks import StorageFaults
 
 pytestmark = pytest.mark.guest
 
 
-class TestSshfs(StorageAttacks):
+class TestSshfs(StorageFaults):
     provider, name = "wnodes_core.storage.sshfs", "sshfs"
 
     @classmethod

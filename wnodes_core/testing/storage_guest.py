@@ -103,10 +103,10 @@ class StorageGuestContract:
     @pytest.fixture(scope="class")
     @classmethod
     def folder_of(cls, top: Path, ordinary_user: pwd.struct_passwd) -> Callable[[str], Path]:
-        """A new folder of the user's."""
+        """A folder of the user's, made if it is not there."""
 
         def make(name: str) -> Path:
-            (top / name).mkdir()
+            (top / name).mkdir(exist_ok=True)
             os.chown(top / name, ordinary_user.pw_uid, ordinary_user.pw_gid)
             return top / name
 
@@ -117,6 +117,15 @@ class StorageGuestContract:
     def home(cls, folder_of: Callable[[str], Path]) -> Path:
         """A folder with an odd name."""
         return folder_of('it\'s a "folder", né:e')
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def small(cls, top: Path) -> Iterator[Path]:
+        """A folder on a file system of 4 MiB that everybody may write to."""
+        (top / "small").mkdir()
+        run(["mount", "-t", "tmpfs", "-o", "size=4M,mode=777", "tmpfs", str(top / "small")])
+        yield top / "small"
+        run(["umount", "-l", str(top / "small")])
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -216,14 +225,11 @@ class StorageGuestContract:
         assert not (home / "new").exists(), "guest root made it writable"
 
     def test_full_disk_on_the_host_is_an_error_in_the_job(
-        self, guest: Any, mount_it: MountIt, top: Path, ordinary_user: pwd.struct_passwd, request: Any
+        self, guest: Any, mount_it: MountIt, small: Path, ordinary_user: pwd.struct_passwd
     ) -> None:
-        (top / "small").mkdir()
-        run(["mount", "-t", "tmpfs", "-o", "size=4M,mode=777", "tmpfs", str(top / "small")])
-        request.addfinalizer(lambda: run(["umount", "-l", str(top / "small")]))
-        mount_it(top / "small", "/full")
+        mount_it(small, "/full")
         who = {"uid": ordinary_user.pw_uid, "gid": ordinary_user.pw_gid}
         done = guest.run("head -c 16M /dev/zero >/full/x; echo code $?; rm /full/x; echo y >/full/y", **who)
         assert b"code 1" in done.stdout, done
         assert not self.tells_full_disk or b"No space left" in done.stderr
-        assert (top / "small/y").read_text() == "y\n", "it works again once there is room"
+        assert (small / "y").read_text() == "y\n", "it works again once there is room"
