@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ class RealGuest:
 
     def close(self) -> list[str]:
         """What could not be undone."""
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # it died, and has said why
+            self.process.stdin.close()
         try:
             told = json.loads(self.process.stdout.readline() or '{"left": ["it died"]}')
             self.process.wait(20)

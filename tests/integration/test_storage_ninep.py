@@ -25,3 +25,4 @@ def boot_with(full_kernel_image: Image, ordinary_user: Any) -> BootWith:
 
 class TestNinep(StorageDevices):
     provider, name = "wnodes_core.storage.ninep", "9p"
+    locks_are_apart = False  # Linux makes a lock of fcntl's out of flock's (fs/9p/vfs_file.c)

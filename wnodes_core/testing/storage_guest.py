@@ -53,11 +53,15 @@ def attach_as(user: pwd.struct_passwd, module: str, open_files: int, **asked: An
 
 
 class StorageGuestContract:
-    """``tells_full_disk``: a full disk of the host is ENOSPC in the job, and not a mere error."""
+    """``tells_full_disk``: a full disk of the host is ENOSPC in the job, and not a mere error.
+
+    ``locks_are_apart``: a file may have a lock by flock(2) and one by fcntl(2) at once, as on the host's own disk.
+    """
 
     provider = ""
     name = ""
     tells_full_disk = False
+    locks_are_apart = True
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -208,9 +212,10 @@ class StorageGuestContract:
         (home / "big").unlink()
 
     def test_locks_and_mapped_files_work(self, job: Job) -> None:
+        between = "" if self.locks_are_apart else " fcntl.flock(f, fcntl.LOCK_UN);"
         program = (
             'import fcntl,mmap; f=open("m","w+b"); f.truncate(8192); fcntl.flock(f, fcntl.LOCK_EX);'
-            " fcntl.lockf(f, fcntl.LOCK_EX); m=mmap.mmap(f.fileno(), 8192);"
+            f"{between} fcntl.lockf(f, fcntl.LOCK_EX); m=mmap.mmap(f.fileno(), 8192);"
             ' m[0:5]=b"hello"; m.flush(); print(open("m","rb").read(5))'
         )
         assert "hello" in job(f"python3 -c '{program}'")
