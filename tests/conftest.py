@@ -6,6 +6,7 @@ import os
 import pwd
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,14 @@ def minimal_image() -> Image:
 
 
 @pytest.fixture(scope="session")
-def full_kernel_image() -> Image:
+def full_kernel_image(minimal_image: Image) -> Image:
     """Our small guest with Debian's full kernel, which has 9p."""
-    return _built("full", "debian12-full", "builtin")
+    folder = WORK / "images/kernel"
+    if not (folder / "recipe").exists():
+        pytest.fail(f"no kernel in {folder}: run scripts/build-image {folder} --kind kernel, or scripts/test")
+    assert minimal_image.boot is not None
+    boot = replace(minimal_image.boot, kernel=str(folder / "vmlinuz"), initrd=str(folder / "initrd"))
+    return replace(minimal_image, name="debian12-full-kernel", boot=boot)
 
 
 @pytest.fixture(scope="session")

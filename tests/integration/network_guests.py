@@ -29,12 +29,12 @@ class RealGuest:
     """A VM of an ordinary user's in a network namespace; ``start`` begins, ``wait`` waits until it is up."""
 
     def __init__(
-        self, space: Namespace, user: pwd.struct_passwd, image: Image, port: Port, nic: Nic | None,
+        self, space: Namespace, user: pwd.struct_passwd, image: Image, port: Port | None, nic: Nic | None,
         **more: Any,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="wng-", dir="/var/tmp"))
         os.chown(self.folder, user.pw_uid, user.pw_gid)
-        job = Job("test", port.lease[:6], "n0", user.pw_uid, user.pw_gid, user.pw_name)
+        job = Job("test", port.lease[:6] if port else "alone", "n0", user.pw_uid, user.pw_gid, user.pw_name)
         plan = Plan(
             lease=f"t-{os.urandom(4).hex()}", folder=str(self.folder), job=job, image=image,
             user=User(user.pw_name, user.pw_uid, user.pw_gid, "/tmp", {}), accel="tcg", cpus=1, memory_mib=384,

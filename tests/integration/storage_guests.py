@@ -12,11 +12,10 @@ from network_guests import RealGuest
 
 from wnodes_core.guest.channel import Done
 from wnodes_core.model import Image, Mount
-from wnodes_core.ports import Port, mac_of
 
 
 class Served:
-    """A guest as the contract asks for one, its VM started by the real lifecycle; with no NIC but QEMU's own."""
+    """A guest as the contract asks for one, its VM started by the real lifecycle; it has no NIC."""
 
     def __init__(self, real: RealGuest) -> None:
         self.real = real
@@ -29,8 +28,7 @@ class Served:
 @contextmanager
 def booted(image: Image, user: pwd.struct_passwd, mounts: tuple[Mount, ...], provider: str) -> Iterator[Served]:
     """One, until the end of the context; then nothing of it may be left."""
-    port = Port(lease=provider, network="user", kind="user", mac=mac_of(provider), uid=user.pw_uid)
-    guest = RealGuest(Namespace(), user, image, port, None, mounts=mounts, storage=(provider, "sshfs"))
+    guest = RealGuest(Namespace(), user, image, None, None, mounts=mounts, storage=(provider, "sshfs"))
     try:
         guest.wait()
         yield Served(guest)
