@@ -24,7 +24,7 @@ class StorageAttacks(StorageGuestContract):
     ``root_is_the_user``: what the guest's root makes is the job's user's; else it may make nothing.
     """
 
-    root_is_the_user = True
+    root_is_the_user: bool = True
 
     # Guest root is nobody special: the host sees the job's user.
 
