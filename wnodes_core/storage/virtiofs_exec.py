@@ -26,7 +26,7 @@ _SETGROUPS = {"x86_64": (0xC000003E, 116), "aarch64": (0xC00000B7, 159)}  # linu
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}  # asm/unistd.h
 # What a server is made of and reads, public on every node. Not all of /proc: /proc/PID/root of the user's other
 # processes leads out. Its own open files it opens by their names.
-_SHOWN = ("usr", "lib", "lib64", "etc/ld.so.cache", "proc/self/fd", "proc/self/mountinfo", "proc/sys/fs/file-max")
+_SHOWN = ("usr", "lib", "lib64", "etc/ld.so.cache", "proc/self/fd", "proc/self/mountinfo", "proc/sys/fs")
 
 PLACE = "/tmp"  # in our own mount namespace: every host has it, and the server needs none
 

@@ -207,7 +207,7 @@ def _equipped(
     assert device["filesystem"].keys() == {"kind", "source", "tag", "read_only"}
     shown = hooks.wnodes_mount_attach(socket_path="/nowhere", guest={**guest, "equipped": device}, **asked)
     assert hooks.wnodes_mount_detach(attachment=shown) is True, "it is no more than what the guest was told"
-    return {**shown, "process": device["process"], "notice": device["notice"]}
+    return {**shown, **device}
 
 
 def _process(made: dict[str, Any]) -> Process:
