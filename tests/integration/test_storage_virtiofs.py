@@ -117,6 +117,24 @@ def test_one_that_nobody_has_called_yet_dies_with_its_keeper(tmp_path: Path) -> 
         time.sleep(0.01)
 
 
+def test_a_gateway_sees_its_folder_and_programs_and_nothing_else(tmp_path: Path) -> None:
+    """Whatever the server's own sandbox is: that of the one in Rust wants root, so it has none."""
+    (tmp_path / "mine").write_text("x")
+    look = "cd /; echo *; echo tmp/* etc/* proc/* proc/self/*; cat /etc/passwd || echo none; echo y >tmp/mine || echo sealed"
+    reader, writer = os.pipe()
+    log = os.open("/dev/null", os.O_WRONLY)
+    argv = [*virtiofs._confined(Mount(str(tmp_path), "/t", True), log), "/usr/bin/dash", "-c", look]
+    child = spawn(argv, stdout=writer, stderr=2, pass_fds=(log,))
+    os.close(writer)
+    os.close(log)
+    with os.fdopen(reader) as said:
+        root, below, *rest = said.read().splitlines()
+    assert child.wait(10) == 0 and rest == ["none", "sealed"], (root, below, rest)
+    assert set(root.split()) <= {"etc", "lib", "lib64", "proc", "tmp", "usr"}
+    told = {"tmp/mine", "etc/ld.so.cache", "proc/self", "proc/sys", "proc/self/fd", "proc/self/mountinfo"}
+    assert set(below.split()) == told
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

@@ -3,7 +3,7 @@
 Called by unshare(1) in a fresh user and mount namespace. There SOURCE is mounted at ``PLACE``, so that the kernel
 itself says no to writing (``ro``), to devices and to setuid programs, whatever is asked of the server; and no name
 of the user's is an argument of it, where a comma would begin its next option. Of all else the server sees what it is
-made of: the host's programs and libraries, and its own open files, in a root of their own. The server is bound to die with
+made of, the host's programs and libraries, and its own open files, in a root of their own. It is bound to die with
 STARTER, whose child it is: before a hypervisor has called, it would wait for ever. What goes wrong until then is said
 on stderr, where STARTER listens, and a NUL if nothing did; the server's own stderr is the fd LOG.
 """
@@ -61,7 +61,7 @@ def _sealed(folder: bytes, attributes: int) -> int:
 
 
 def _leave_root() -> None:
-    """Have a root in which there is ``_SHOWN`` and an empty ``PLACE``, and nothing else of the host's. Raises OSError."""
+    """Have a root with ``_SHOWN`` and an empty ``PLACE``, and nothing else of the host's. Raises OSError."""
     _checked(_libc.mount(b"tmpfs", PLACE.encode(), b"tmpfs", _NOSUID | _NODEV, b"mode=755"))
     for name in (*_SHOWN, PLACE[1:]):
         place, there = f"{PLACE}/{name}", f"/{name}"
