@@ -20,6 +20,10 @@ class TestSshfs(StorageFaults):
     def files(cls, guest: dict[str, Any]) -> list[dict[str, Any]]:
         return [] if guest["sshfs"] else bundle.files()
 
+    def test_the_guest_tells_what_its_kernel_can_mount(self, guest: Any) -> None:
+        """Debian's cloud kernel: so 9p leaves its mounts to the next provider."""
+        assert (guest.facts["virtiofs"], guest.facts["9p"]) == (True, False)
+
     def test_the_kernel_reads_ahead(self, guest: Any, there: str) -> None:
         mounted = guest.run(["grep", "-m1", "fuse.sshfs", "/proc/self/mountinfo"]).stdout.decode().split()
         assert guest.run(f"cat /sys/class/bdi/{mounted[2]}/read_ahead_kb").stdout == b"4096\n"
