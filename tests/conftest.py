@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def environment_does_not_leak() -> Iterator[None]:
 def minimal_image() -> Image:
     """Our small guest as scripts/build-image made it. Fails, and does not skip, if it is not there."""
     return _built("minimal", "debian12", "builtin")
+
+
+@pytest.fixture(scope="session")
+def full_kernel_image(minimal_image: Image) -> Image:
+    """Our small guest with Debian's full kernel, which has 9p."""
+    folder = WORK / "images/kernel"
+    if not (folder / "recipe").exists():
+        pytest.fail(f"no kernel in {folder}: run scripts/build-image {folder} --kind kernel, or scripts/test")
+    assert minimal_image.boot is not None
+    boot = replace(minimal_image.boot, kernel=str(folder / "vmlinuz"), initrd=str(folder / "initrd"))
+    return replace(minimal_image, name="debian12-full-kernel", boot=boot)
 
 
 @pytest.fixture(scope="session")

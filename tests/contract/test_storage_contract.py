@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wnodes_core.testing.storage import StorageContract
+from wnodes_core.testing.storage import SourceContract, StorageContract
 
 
 class TestSshfs(StorageContract):
@@ -15,6 +15,10 @@ class TestSshfs(StorageContract):
 
 class TestVirtiofs(StorageContract):
     provider, name, needs = "wnodes_core.storage.virtiofs", "virtiofs", "device"
+
+
+class TestNinep(SourceContract):
+    provider, name, needs = "wnodes_core.storage.ninep", "9p", "device"
 
 
 class TestSshfsTcp(StorageContract):

@@ -10,12 +10,15 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from netns_kit import Namespace
 
 from wnodes_core.api import Nic, Port
+from wnodes_core.guest.channel import Done
 from wnodes_core.model import Image, Job
 from wnodes_core.plan import Plan, User
 
@@ -26,12 +29,12 @@ class RealGuest:
     """A VM of an ordinary user's in a network namespace; ``start`` begins, ``wait`` waits until it is up."""
 
     def __init__(
-        self, space: Namespace, user: pwd.struct_passwd, image: Image, port: Port, nic: Nic | None,
+        self, space: Namespace, user: pwd.struct_passwd, image: Image, port: Port | None, nic: Nic | None,
         **more: Any,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="wng-", dir="/var/tmp"))
         os.chown(self.folder, user.pw_uid, user.pw_gid)
-        job = Job("test", port.lease[:6], "n0", user.pw_uid, user.pw_gid, user.pw_name)
+        job = Job("test", port.lease[:6] if port else "alone", "n0", user.pw_uid, user.pw_gid, user.pw_name)
         plan = Plan(
             lease=f"t-{os.urandom(4).hex()}", folder=str(self.folder), job=job, image=image,
             user=User(user.pw_name, user.pw_uid, user.pw_gid, "/tmp", {}), accel="tcg", cpus=1, memory_mib=384,
@@ -80,12 +83,21 @@ class RealGuest:
         assert told["code"] == 0, told
         return str(told["out"])
 
+    def ask(self, argv: Sequence[str] | str, **more: Any) -> Done:
+        """A command as ``GuestChannel.run`` takes it, or a bash script, however it ends."""
+        words = ["bash", "-c", argv] if isinstance(argv, str) else list(argv)
+        self.process.stdin.write(json.dumps({"argv": words, **more}) + "\n")
+        self.process.stdin.flush()
+        told = self._heard()
+        return Done(told["code"], told["out"].encode("latin-1"), told["err"].encode("latin-1"))
+
     def python(self, script: str) -> str:
         return self.run("python3", "-c", script)
 
     def close(self) -> list[str]:
         """What could not be undone."""
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # it died, and has said why
+            self.process.stdin.close()
         try:
             told = json.loads(self.process.stdout.readline() or '{"left": ["it died"]}')
             self.process.wait(20)

@@ -1,7 +1,7 @@
 """A lease's way up and down without a keeper around it: ``network_main.py PLAN.json``, as the job's user.
 
 Says ``{"up": seconds per phase}``, then runs each JSON list that comes on stdin as guest root and says how it
-ended. At the end of stdin all is undone, and what could not be is said.
+ended; or each object, the arguments of ``GuestChannel.run``, whose output is said byte by byte (Latin-1). At the end of stdin all is undone, and what could not be is said.
 """
 
 import asyncio
@@ -24,8 +24,11 @@ async def live(lifecycle, trace):
     running = await lifecycle.start()
     say(up={step.name: step.seconds for step in trace.steps})
     while line := await asyncio.to_thread(sys.stdin.readline):
-        done = await running.channel.run(json.loads(line), timeout_s=30)
-        say(code=done.code, out=done.stdout.decode(errors="replace"), err=done.stderr.decode(errors="replace"))
+        asked = json.loads(line)
+        exact = isinstance(asked, dict)
+        done = await running.channel.run(**{"timeout_s": 30, **(asked if exact else {"argv": asked})})
+        code = ("latin-1",) if exact else ("utf-8", "replace")
+        say(code=done.code, out=done.stdout.decode(*code), err=done.stderr.decode(*code))
     running.channel.close()
 
 

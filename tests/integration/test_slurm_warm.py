@@ -13,11 +13,19 @@ from wnodes_core.model import Image
 
 pytestmark = [pytest.mark.slurm, pytest.mark.guest]
 WHO = "cat /proc/sys/kernel/random/boot_id; hostname; free -m | awk '/^Mem/ {print $2}'; touch made-$SLURM_JOB_ID"
+SETTINGS = """\
+policy:
+  - images: ["*"]
+    allow_mounts: [/]
+  - queues: [io]
+    storage: [virtiofs, sshfs]
+"""
+IO = "PartitionName=io Nodes=ALL MaxTime=INFINITE State=UP"
 
 
 @pytest.fixture(scope="module")
 def site(minimal_image: Image) -> Iterator[Site]:
-    with Site(minimal_image, "w", build="on_use") as site:
+    with Site(minimal_image, "w", build="on_use", settings=SETTINGS, extra=[IO]) as site:
         yield site
 
 
@@ -58,6 +66,21 @@ def test_the_user_says_how_the_vm_comes_up_and_sees_where_the_time_went(site: Si
     assert re.fullmatch(line, out[0]), out
     start = next(each["start"] for each in site.ask({"op": "leases", "ended": True})["leases"][::-1] if each["start"])
     assert start["kind"] == "warm" and start["way"] and start["template"] and not start["fallback"], start
+    site.assert_nothing_left()
+
+
+def test_a_queue_whose_files_come_by_a_device_has_its_vms_booted(site: Site) -> None:
+    """virtiofs by a rule of the policy: the same folder, as the same user, and no clone."""
+    until(lambda: _templates(site), "template", 120)
+    script = "findmnt -n -o FSTYPE -T . ; stat -c %U .; echo in > made-here; stat -c %U made-here"
+    job = site.submit(script, "--partition=io")
+    end = site.ended(job)
+    assert end["JobState"] == "COMPLETED", (end, site.output(job), site.log()[-3000:])
+    owner = site.work.owner()
+    assert site.output(job).split()[-3:] == ["virtiofs", owner, site.user], site.output(job)
+    assert ((site.work / "made-here").read_text(), (site.work / "made-here").owner()) == ("in\n", site.user)
+    phases = [step[0] for step in site.lease(job)["trace"]]
+    assert "boot" in phases and "clone" not in phases, phases
     site.assert_nothing_left()
 
 

@@ -8,17 +8,21 @@ from typing import Any
 import pytest
 
 from wnodes_core.storage import bundle
-from wnodes_core.testing.storage_attacks import StorageAttacks
+from wnodes_core.testing.storage_attacks import StorageFaults
 
 pytestmark = pytest.mark.guest
 
 
-class TestSshfs(StorageAttacks):
+class TestSshfs(StorageFaults):
     provider, name = "wnodes_core.storage.sshfs", "sshfs"
 
     @classmethod
     def files(cls, guest: dict[str, Any]) -> list[dict[str, Any]]:
         return [] if guest["sshfs"] else bundle.files()
+
+    def test_the_guest_tells_what_its_kernel_can_mount(self, guest: Any) -> None:
+        """Debian's cloud kernel: so 9p leaves its mounts to the next provider."""
+        assert (guest.facts["virtiofs"], guest.facts["9p"]) == (True, False)
 
     def test_the_kernel_reads_ahead(self, guest: Any, there: str) -> None:
         mounted = guest.run(["grep", "-m1", "fuse.sshfs", "/proc/self/mountinfo"]).stdout.decode().split()

@@ -21,7 +21,7 @@ from network_guests import RealGuest  # noqa: E402
 from wnodes_core.api import Image, Mount, Port, mac_of  # noqa: E402
 from wnodes_core.network import bridge, names, user  # noqa: E402
 from wnodes_core.storage import bundle  # noqa: E402
-from wnodes_core.testing.storage_attacks import StorageAttacks  # noqa: E402
+from wnodes_core.testing.storage_attacks import StorageFaults  # noqa: E402
 
 pytestmark = pytest.mark.guest
 NODE, LOCAL = "169.254.77.1", "169.254.80.5"
@@ -35,7 +35,7 @@ class NetGuest(Guest):
         return [*argv, "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="]
 
 
-class TestSshfsTcp(StorageAttacks):
+class TestSshfsTcp(StorageFaults):
     provider, name = "wnodes_core.storage.sshfs_tcp", "sshfs-tcp"
 
     @pytest.fixture(scope="class")

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from wnodes_core import command, plan, policy, settings
+from wnodes_core import command, plan, plugins, policy, settings
 from wnodes_core.agent.daemon import Parts
 from wnodes_core.errors import CommandError, LibvirtDown
 from wnodes_core.files import private_folder
@@ -26,7 +26,8 @@ BUILTINS = (
     "wnodes_core.network.pci",
     "wnodes_core.storage.lvm",
 )
-BACKENDS = ("wnodes_core.backends.libvirt.plugin",)  # asked about templates; it loads no libvirt for that
+# Asked about templates (it loads no libvirt for that), and what mounts want of a VM: who needs a device gets no clone.
+BACKENDS = ("wnodes_core.backends.libvirt.plugin", *(name for name in plugins.BUILTINS if ".storage." in name))
 # Where a batch system's own commands find their site: from wnodesd's own environment, or the
 # adapter's section of the settings (``environment: {SLURM_CONF: …}``).
 LRMS_ENVIRONMENT = ("SLURM_CONF", "LSF_ENVDIR", "CONDOR_CONFIG")

@@ -128,14 +128,18 @@ def loopback_up() -> None:
             fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sh", b"lo", flags | _IFF_UP))
 
 
-def may_load_virtiofs(modules: str) -> bool:
-    """Whether the kernel's modules have virtiofs; where there are none to be seen, only a mount would tell."""
+def may_load(modules: str, *wanted: str) -> bool:
+    """Whether the kernel's modules have all of these; where there are none to be seen, only a mount would tell."""
     if not os.path.isdir(modules):
         return True
     try:
-        return any(name.startswith("virtiofs.ko") for name in os.listdir(modules + "/kernel/fs/fuse"))
+        for path in wanted:
+            folder, name = os.path.split(modules + "/kernel/" + path)
+            if not any(found.startswith(name + ".ko") for found in os.listdir(folder)):
+                return False
     except OSError:
         return False
+    return True
 
 
 def facts() -> dict[str, Any]:
@@ -145,6 +149,7 @@ def facts() -> dict[str, Any]:
     sshfs = [folder + "/sshfs" for folder in path if os.access(folder + "/sshfs", os.X_OK)]
     memory = [line.split()[1] for line in read("/proc/meminfo").splitlines() if line.startswith("MemTotal")]
     filesystems = read("/proc/filesystems").split()
+    modules = "/lib/modules/" + release.release
     return {
         "kernel": release.release,
         "machine": release.machine,
@@ -157,7 +162,8 @@ def facts() -> dict[str, Any]:
         # Asking the program itself would cost an emulated guest 60 ms.
         "sshfs_contains_symlinks": bool(sshfs) and "no_contain_symlinks" in read(sshfs[0]),
         "fuse": "fuse" in filesystems or os.path.exists("/dev/fuse"),
-        "virtiofs": "virtiofs" in filesystems or may_load_virtiofs("/lib/modules/" + release.release),
+        "virtiofs": "virtiofs" in filesystems or may_load(modules, "fs/fuse/virtiofs"),
+        "9p": "9p" in filesystems or may_load(modules, "fs/9p/9p", "net/9p/9pnet_virtio"),
         "version": VERSION,
         "python": "%d.%d.%d" % sys.version_info[:3],
         "pid": os.getpid(),

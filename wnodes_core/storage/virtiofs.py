@@ -101,7 +101,10 @@ def wnodes_mount_detach(attachment: dict[str, Any]) -> bool | None:
         return None
     if attachment.get("process") is None:  # the guest's half of it: the device has its own entry
         return True
-    return end_gateway(attachment)
+    ended = end_gateway(attachment)
+    with suppress(OSError):
+        os.unlink(attachment["filesystem"]["source"])  # nobody calls twice
+    return ended
 
 
 def _start_gateway(mount: Mount, path: str) -> Process:
@@ -128,6 +131,7 @@ def _start_gateway(mount: Mount, path: str) -> Process:
         problem = _problem(ours)
     if problem:
         end_gateway({"process": {"pid": process.pid, "started": process.started}})
+        os.unlink(path)
         raise NoProvider(f"mount {mount}: this host starts no {NAME} gateway: {problem}")
     return process
 
@@ -161,10 +165,15 @@ def _confined(mount: Mount, log: int) -> list[str]:
 def server_argv(server: str, fd: int) -> list[str]:
     """The server's own argv, in C or in Rust: it says which it is by the options that it knows.
 
-    Their own sandboxes make namespaces of more users than we have, so ``chroot`` it is. The limit of open files is
-    the keeper's: raising it wants root.
+    Their own sandboxes make namespaces of more users than we have, so ``chroot`` it is, which the one in Rust wants to
+    be called root for: our own sandbox must do there. The limit of open files is the keeper's: raising it wants root.
     """
-    if "--shared-dir" in run([server, "--help"], check=False, timeout_s=10).text:
-        return [server, f"--fd={fd}", f"--shared-dir={PLACE}", "--sandbox=chroot", "--rlimit-nofile=0"]
+    if knows_rust_options(server):
+        return [server, f"--fd={fd}", f"--shared-dir={PLACE}", "--sandbox=none", "--rlimit-nofile=0"]
     options = f"sandbox=chroot,source={PLACE},cache=auto,no_posix_lock"
     return [server, f"--fd={fd}", "--rlimit-nofile=0", "-o", options]
+
+
+def knows_rust_options(server: str) -> bool:
+    """Whether a virtiofsd is the one in Rust."""
+    return "--shared-dir" in run([server, "--help"], check=False, timeout_s=10).text

@@ -33,8 +33,8 @@ _NOBODY = 65534
 Attach = Callable[..., dict[str, Any]]
 
 
-class StorageContract:
-    """Attach, detach, and all that may be wrong with a source."""
+class SourceContract:
+    """Attach, detach, and all that may be wrong with a source, whoever serves it."""
 
     provider = ""
     name = ""
@@ -98,47 +98,15 @@ class StorageContract:
     def test_attach_tells_all_that_is_needed(self, attach: Attach, source: Path) -> None:
         made = attach(source)
         assert made["provider"] == self.name
-        assert alive(_process(made))
-        assert os.stat(f"/proc/{made['process']['pid']}").st_uid == os.getuid()
         assert isinstance(made["notice"], str)
         for step in made["guest"]:
             assert all(isinstance(word, str) for word in step["argv"]), "an argv list, never a shell's text"
         assert json.loads(json.dumps(made)) == made, "it goes into the journal"
 
-    def test_detach_ends_it_and_may_be_repeated(self, hooks: Any, attach: Attach, source: Path) -> None:
+    def test_detach_may_be_repeated(self, hooks: Any, attach: Attach, source: Path) -> None:
         made = attach(source)
         for _ in range(2):
             assert hooks.wnodes_mount_detach(attachment=made) is True
-            assert not alive(_process(made))
-
-    def test_another_process_detaches_it(self, attach: Attach, source: Path) -> None:
-        made = attach(source)
-        argv = [sys.executable, "-m", "wnodes_core.testing.storage", self.provider, json.dumps(made)]
-        assert run(argv).text == "True\n"
-        assert not alive(_process(made))
-
-    def test_a_stopped_gateway_does_not_hold_up_teardown(self, hooks: Any, attach: Attach, source: Path) -> None:
-        made = attach(source)
-        os.kill(made["process"]["pid"], signal.SIGSTOP)
-        began = time.monotonic()
-        assert hooks.wnodes_mount_detach(attachment=made) is True
-        assert time.monotonic() - began < _SOON_S
-        assert not alive(_process(made))
-
-    def test_one_that_died_is_detached_all_the_same(self, hooks: Any, attach: Attach, source: Path) -> None:
-        made = attach(source)
-        os.kill(made["process"]["pid"], signal.SIGKILL)
-        assert hooks.wnodes_mount_detach(attachment=made) is True
-
-    def test_ending_one_spares_the_other(self, hooks: Any, attach: Attach, source: Path) -> None:
-        one, other = attach(source), attach(source, read_only=True)
-        hooks.wnodes_mount_detach(attachment=one)
-        assert alive(_process(other)) and not alive(_process(one))
-
-    def test_a_reused_pid_is_left_alone(self, hooks: Any, attach: Attach, source: Path) -> None:
-        made = attach(source)
-        stranger = {**made, "process": {"pid": os.getpid(), "started": 1}}
-        assert hooks.wnodes_mount_detach(attachment=stranger) is True, "it would have ended this very process"
 
     def test_what_is_anothers_is_left_alone(self, hooks: Any, guest: dict[str, Any], source: Path) -> None:
         mount = Mount(str(source), "/t")
@@ -186,6 +154,50 @@ class StorageContract:
         assert _children() == before
 
 
+class StorageContract(SourceContract):
+    """All of ``SourceContract``, then the life of the process that each mount has: its gateway."""
+
+    def test_attach_names_a_process_of_the_users(self, attach: Attach, source: Path) -> None:
+        made = attach(source)
+        assert alive(_process(made))
+        assert os.stat(f"/proc/{made['process']['pid']}").st_uid == os.getuid()
+
+    def test_detach_ends_it(self, hooks: Any, attach: Attach, source: Path) -> None:
+        made = attach(source)
+        for _ in range(2):
+            assert hooks.wnodes_mount_detach(attachment=made) is True
+            assert not alive(_process(made))
+
+    def test_another_process_detaches_it(self, attach: Attach, source: Path) -> None:
+        made = attach(source)
+        argv = [sys.executable, "-m", "wnodes_core.testing.storage", self.provider, json.dumps(made)]
+        assert run(argv).text == "True\n"
+        assert not alive(_process(made))
+
+    def test_a_stopped_gateway_does_not_hold_up_teardown(self, hooks: Any, attach: Attach, source: Path) -> None:
+        made = attach(source)
+        os.kill(made["process"]["pid"], signal.SIGSTOP)
+        began = time.monotonic()
+        assert hooks.wnodes_mount_detach(attachment=made) is True
+        assert time.monotonic() - began < _SOON_S
+        assert not alive(_process(made))
+
+    def test_one_that_died_is_detached_all_the_same(self, hooks: Any, attach: Attach, source: Path) -> None:
+        made = attach(source)
+        os.kill(made["process"]["pid"], signal.SIGKILL)
+        assert hooks.wnodes_mount_detach(attachment=made) is True
+
+    def test_ending_one_spares_the_other(self, hooks: Any, attach: Attach, source: Path) -> None:
+        one, other = attach(source), attach(source, read_only=True)
+        hooks.wnodes_mount_detach(attachment=one)
+        assert alive(_process(other)) and not alive(_process(one))
+
+    def test_a_reused_pid_is_left_alone(self, hooks: Any, attach: Attach, source: Path) -> None:
+        made = attach(source)
+        stranger = {**made, "process": {"pid": os.getpid(), "started": 1}}
+        assert hooks.wnodes_mount_detach(attachment=stranger) is True, "it would have ended this very process"
+
+
 def _equipped(
     hooks: Any, mount: Mount, folder: Path, index: int, guest: dict[str, Any], name: str
 ) -> dict[str, Any]:
@@ -195,7 +207,7 @@ def _equipped(
     assert device["filesystem"].keys() == {"kind", "source", "tag", "read_only"}
     shown = hooks.wnodes_mount_attach(socket_path="/nowhere", guest={**guest, "equipped": device}, **asked)
     assert hooks.wnodes_mount_detach(attachment=shown) is True, "it is no more than what the guest was told"
-    return {**shown, "process": device["process"], "notice": device["notice"]}
+    return {**shown, **device}
 
 
 def _process(made: dict[str, Any]) -> Process:

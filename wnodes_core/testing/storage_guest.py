@@ -53,11 +53,15 @@ def attach_as(user: pwd.struct_passwd, module: str, open_files: int, **asked: An
 
 
 class StorageGuestContract:
-    """``tells_full_disk``: a full disk of the host is ENOSPC in the job, and not a mere error."""
+    """``tells_full_disk``: a full disk of the host is ENOSPC in the job, and not a mere error.
+
+    ``locks_are_apart``: a file may have a lock by flock(2) and one by fcntl(2) at once, as on the host's own disk.
+    """
 
     provider = ""
     name = ""
     tells_full_disk = False
+    locks_are_apart = True
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -103,10 +107,10 @@ class StorageGuestContract:
     @pytest.fixture(scope="class")
     @classmethod
     def folder_of(cls, top: Path, ordinary_user: pwd.struct_passwd) -> Callable[[str], Path]:
-        """A new folder of the user's."""
+        """A folder of the user's, made if it is not there."""
 
         def make(name: str) -> Path:
-            (top / name).mkdir()
+            (top / name).mkdir(exist_ok=True)
             os.chown(top / name, ordinary_user.pw_uid, ordinary_user.pw_gid)
             return top / name
 
@@ -117,6 +121,15 @@ class StorageGuestContract:
     def home(cls, folder_of: Callable[[str], Path]) -> Path:
         """A folder with an odd name."""
         return folder_of('it\'s a "folder", né:e')
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def small(cls, top: Path) -> Iterator[Path]:
+        """A folder on a file system of 4 MiB that everybody may write to."""
+        (top / "small").mkdir()
+        run(["mount", "-t", "tmpfs", "-o", "size=4M,mode=777", "tmpfs", str(top / "small")])
+        yield top / "small"
+        run(["umount", "-l", str(top / "small")])
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -199,9 +212,10 @@ class StorageGuestContract:
         (home / "big").unlink()
 
     def test_locks_and_mapped_files_work(self, job: Job) -> None:
+        between = "" if self.locks_are_apart else " fcntl.flock(f, fcntl.LOCK_UN);"
         program = (
             'import fcntl,mmap; f=open("m","w+b"); f.truncate(8192); fcntl.flock(f, fcntl.LOCK_EX);'
-            " fcntl.lockf(f, fcntl.LOCK_EX); m=mmap.mmap(f.fileno(), 8192);"
+            f"{between} fcntl.lockf(f, fcntl.LOCK_EX); m=mmap.mmap(f.fileno(), 8192);"
             ' m[0:5]=b"hello"; m.flush(); print(open("m","rb").read(5))'
         )
         assert "hello" in job(f"python3 -c '{program}'")
@@ -216,14 +230,11 @@ class StorageGuestContract:
         assert not (home / "new").exists(), "guest root made it writable"
 
     def test_full_disk_on_the_host_is_an_error_in_the_job(
-        self, guest: Any, mount_it: MountIt, top: Path, ordinary_user: pwd.struct_passwd, request: Any
+        self, guest: Any, mount_it: MountIt, small: Path, ordinary_user: pwd.struct_passwd
     ) -> None:
-        (top / "small").mkdir()
-        run(["mount", "-t", "tmpfs", "-o", "size=4M,mode=777", "tmpfs", str(top / "small")])
-        request.addfinalizer(lambda: run(["umount", "-l", str(top / "small")]))
-        mount_it(top / "small", "/full")
+        mount_it(small, "/full")
         who = {"uid": ordinary_user.pw_uid, "gid": ordinary_user.pw_gid}
         done = guest.run("head -c 16M /dev/zero >/full/x; echo code $?; rm /full/x; echo y >/full/y", **who)
         assert b"code 1" in done.stdout, done
         assert not self.tells_full_disk or b"No space left" in done.stderr
-        assert (top / "small/y").read_text() == "y\n", "it works again once there is room"
+        assert (small / "y").read_text() == "y\n", "it works again once there is room"
