@@ -32,6 +32,7 @@ BUILTINS = (
     "wnodes_core.storage.sshfs",
     "wnodes_core.storage.sshfs_tcp",
     "wnodes_core.storage.virtiofs",
+    "wnodes_core.storage.nfs",
     "wnodes_core.network.user",
 )
 LRMS_GROUP = "wnodes.lrms"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wnodes_core.errors import NoProvider
-from wnodes_core.guest.guest_users import may_load_virtiofs
+from wnodes_core.guest.guest_users import may_load
 from wnodes_core.model import Mount
 from wnodes_core.storage import virtiofs
 
@@ -45,9 +45,9 @@ def test_a_guest_tells_what_its_kernel_can_load(tmp_path: Path, files: list[str]
     (tmp_path / "kernel/fs/fuse").mkdir(parents=True)
     for name in files:
         (tmp_path / "kernel/fs/fuse" / name).touch()
-    assert may_load_virtiofs(str(tmp_path)) is known
+    assert may_load(str(tmp_path), "fuse", "virtiofs") is known
 
 
 def test_a_guest_without_modules_to_be_seen_is_tried(tmp_path: Path) -> None:
-    assert may_load_virtiofs(str(tmp_path / "none"))
-    assert not may_load_virtiofs(str(tmp_path)), "modules there are, of file systems none"
+    assert may_load(str(tmp_path / "none"), "fuse", "virtiofs")
+    assert not may_load(str(tmp_path), "fuse", "virtiofs"), "modules there are, of file systems none"

@@ -25,6 +25,11 @@ BUILTINS = (
     "wnodes_core.network.ovs",
     "wnodes_core.network.pci",
     "wnodes_core.storage.lvm",
+    # Which of a mount's providers want something of root follows from all that stand in its order.
+    "wnodes_core.storage.sshfs",
+    "wnodes_core.storage.sshfs_tcp",
+    "wnodes_core.storage.virtiofs",
+    "wnodes_core.storage.nfs",
 )
 BACKENDS = ("wnodes_core.backends.libvirt.plugin",)  # asked about templates; it loads no libvirt for that
 # Where a batch system's own commands find their site: from wnodesd's own environment, or the

@@ -128,12 +128,12 @@ def loopback_up() -> None:
             fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sh", b"lo", flags | _IFF_UP))
 
 
-def may_load_virtiofs(modules: str) -> bool:
-    """Whether the kernel's modules have virtiofs; where there are none to be seen, only a mount would tell."""
+def may_load(modules: str, folder: str, name: str) -> bool:
+    """Whether the kernel's modules have a file system; where there are none to be seen, only a mount would tell."""
     if not os.path.isdir(modules):
         return True
     try:
-        return any(name.startswith("virtiofs.ko") for name in os.listdir(modules + "/kernel/fs/fuse"))
+        return any(each.startswith(name + ".ko") for each in os.listdir(modules + "/kernel/fs/" + folder))
     except OSError:
         return False
 
@@ -141,6 +141,7 @@ def may_load_virtiofs(modules: str) -> bool:
 def facts() -> dict[str, Any]:
     """What the host wants to know of this guest."""
     release = os.uname()
+    modules = "/lib/modules/" + release.release
     path = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin")
     sshfs = [folder + "/sshfs" for folder in path if os.access(folder + "/sshfs", os.X_OK)]
     memory = [line.split()[1] for line in read("/proc/meminfo").splitlines() if line.startswith("MemTotal")]
@@ -157,7 +158,8 @@ def facts() -> dict[str, Any]:
         # Asking the program itself would cost an emulated guest 60 ms.
         "sshfs_contains_symlinks": bool(sshfs) and "no_contain_symlinks" in read(sshfs[0]),
         "fuse": "fuse" in filesystems or os.path.exists("/dev/fuse"),
-        "virtiofs": "virtiofs" in filesystems or may_load_virtiofs("/lib/modules/" + release.release),
+        "virtiofs": "virtiofs" in filesystems or may_load(modules, "fuse", "virtiofs"),
+        "nfs": "nfs4" in filesystems or may_load(modules, "nfs", "nfsv4"),
         "version": VERSION,
         "python": "%d.%d.%d" % sys.version_info[:3],
         "pid": os.getpid(),

@@ -32,6 +32,8 @@ EXPORT {{ Export_Id = 1; Path = "/share"; Pseudo = "/share"; Protocols = 4; Tran
     FSAL {{ Name = VFS; }} }}
 """
 
+_started: dict[str, Any] = {}  # Popen of this process, by the export's name: whoever started it reaps it
+
 
 def problem() -> str:
     """'' if this host has all that it takes."""
@@ -71,7 +73,8 @@ def start(export: Export) -> dict[str, Any]:
             if fd >= 0:
                 os.close(fd)
     if "port" in words:
-        return {"port": export.port}
+        _started[export.name] = child
+        return {"port": export.port, "path": nfs_serve.SHARE, "node": export.node, "local": export.local}
     child.kill()
     child.wait()
     raise NoProvider(str(words.get("problem") or "the gateway ended at once"))
@@ -95,6 +98,8 @@ def stop(export: Export) -> None:
     for process in processes_of(export.name):
         if not kill(process):
             raise HostError(f"NFS gateway {process.pid} does not end", hint="its file system hangs: see the kernel log")
+    if child := _started.pop(export.name, None):
+        child.wait()
 
 
 def processes_of(name: str) -> list[Process]:
