@@ -16,9 +16,9 @@ from wnodes_core.storage.sshfs import check_source
 
 wnodes_api = 1
 NAME = "nfs"
-# A gateway that does not answer becomes an error (EIO) after 10 s and five more tries of as long: long enough for the
-# host's file system to come back from a short absence, and a gateway that died is not waited for for ever.
-PATIENCE = "soft,timeo=100,retrans=5"
+# Who gets no answer for 10 s asks twice more, and then it is an error (EIO): a gateway that died is not waited for
+# for ever, and a file system of the host's may be away for a moment.
+PATIENCE = "soft,timeo=100,retrans=2"
 # resvport is the default: a port that in the guest only its root may use.
 _OPTIONS = "proto=tcp,sec=sys,nosuid,nodev,acregmax=2,acdirmax=2"
 _STAGES = "/run/wnodes/mounts"
