@@ -67,7 +67,7 @@ class Exports:
         first = next((each for each in reached if each.get("needs") == "export"), None)
         if first:
             port = int(first.get("port") or 0)
-            yield from ((index, first["provider"], port) for index in range(len(plan["mounts"])))
+            yield from ((index, first["provider"], port) for index in range(len(plan.get("mounts", ()))))
 
     def _made(self, lease: Lease, export: Export) -> dict[str, Any]:
         resource = lease.journal.making(KIND, export.name, **export.to_dict())
