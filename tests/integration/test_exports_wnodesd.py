@@ -95,8 +95,8 @@ def test_a_source_that_is_not_the_user_s_is_told_and_leaves_nothing(node: NfsNod
     assert node.ports() == []
 
 
-@pytest.mark.parametrize("line", range(8, 24, 2))
-def test_kill_9_after_every_other_journal_line_leaves_no_export_and_hurts_no_other(node: NfsNode, line: int) -> None:
+@pytest.mark.parametrize("line", range(8, 16))
+def test_kill_9_after_a_journal_line_leaves_no_export_and_hurts_no_other(node: NfsNode, line: int) -> None:
     node.start()
     other = node.run_vm("8")["plan"]["lease"]
     node.kill()
