@@ -6,13 +6,14 @@ import contextlib
 import fcntl
 import os
 import pwd
+import re
+import shutil
 import signal
 import stat
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from network_guests import RealGuest  # noqa: E402
 from wnodes_core.api import Export, Image, Mount, Port, mac_of  # noqa: E402
 from wnodes_core.network import bridge, names  # noqa: E402
 from wnodes_core.storage import nfs, nfs_ganesha  # noqa: E402
-from wnodes_core.testing.nfs_client import NfsClient, NfsError, forged, host_handle  # noqa: E402
+from wnodes_core.testing.nfs_client import NfsClient, forged, host_handle  # noqa: E402
+from wnodes_core.tools import run  # noqa: E402
 
 pytestmark = [pytest.mark.guest, pytest.mark.net]
 NODE, LOCAL, FIRST = "169.254.77.1", "169.254.80.5", 256
@@ -41,9 +43,11 @@ class Site:
         self.top.chmod(0o755)
         (self.top / "closed").mkdir(mode=0o700)
         (self.top / "closed/secret").write_text("of another user")  # readable, but for its folder
-        kinds = ("it's a \"folder\"; né", "ro", "dying")
+        kinds = ("it's a \"folder\"; né", "ro", "full", "dying")
         self.mounts = tuple(Mount(str(self.folder(name)), f"/data/{name}", name == "ro") for name in kinds)
-        self.home, self.read_only, self.dying = (Path(each.source) for each in self.mounts)
+        self.home, self.read_only, self.full, self.dying = (Path(each.source) for each in self.mounts)
+        run(["mount", "-t", "tmpfs", "-o", "size=1M,mode=777", "tmpfs", str(self.full)])
+        stack.callback(run, ["umount", "-l", str(self.full)])
         self.node = Namespace()
         stack.callback(self.node.close)
         self.port = names.with_tap(Port(
@@ -58,12 +62,12 @@ class Site:
             stack.callback(nfs.wnodes_mount_unexport, export=export)
             made[str(export.index)] = self.node.run(nfs.wnodes_mount_export, export=export)
         self.guest = RealGuest(
-            self.node, user, image, self.port, self.nic, mounts=self.mounts[:2], storage=("nfs",), exports=made
+            self.node, user, image, self.port, self.nic, mounts=self.mounts[:3], storage=("nfs",), exports=made
         )
         stack.callback(self.end)
         self.guest.wait()
-        told = {"port": "dying", "export": made["2"]}
-        made = nfs.wnodes_mount_attach(self.mounts[2], "", told, "nfs")
+        told = {"port": "dying", "export": made["3"]}
+        made = nfs.wnodes_mount_attach(self.mounts[3], "", told, "nfs")
         step = made["guest"][1]
         options = step["argv"][5]
         assert nfs.PATIENCE in options  # here with less of it, for the test's sake
@@ -229,6 +233,15 @@ def test_nobody_else_reaches_the_gateway(site: Site) -> None:
     assert "TimeoutError" in site.sh(f'python3 -c "{script}"'.replace(repr(NODE), f"'{NODE}'"))
 
 
+def test_a_full_disk_and_a_source_that_vanishes_are_clear_errors(site: Site) -> None:
+    who = site.user.pw_uid
+    said = site.sh("cd /data/full; dd if=/dev/zero of=x bs=64k count=64 conv=fsync; rm x; echo y >y && cat y", uid=who)
+    assert "No space left on device" in said and said.endswith("y\n"), said
+    shutil.rmtree(site.read_only)
+    said = site.sh("sleep 2.5; cat /data/ro/file; ls /data/ro; echo over")
+    assert "of the host" not in said and said.endswith("over\n") and len(re.findall("Stale|No such file", said)) == 2, said
+
+
 def test_a_gateway_that_dies_is_an_error_and_the_end_waits_for_nothing(site: Site) -> None:
     """The last test: what is left then."""
     site.sh("cd /data/dying; (while echo line; do sleep 0.02; done >log 2>/tmp/err; echo over >/tmp/over) >/dev/null 2>&1 & true")
@@ -236,7 +249,7 @@ def test_a_gateway_that_dies_is_an_error_and_the_end_waits_for_nothing(site: Sit
     deadline = time.monotonic() + 20
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
         site.sh("sync -f /data/dying")
-    for process in nfs_ganesha.processes_of(site.exports[2].name)[:1]:
+    for process in nfs_ganesha.processes_of(site.exports[3].name)[:1]:
         os.kill(process.pid, signal.SIGKILL)
     began = time.monotonic()
     said = site.guest.run("timeout", "25", "sh", "-c", "ls /data/dying 2>&1; echo code $?; true")

@@ -11,7 +11,6 @@ does not judge after. seccomp_unotify(2), open_by_handle_at(2); Linux 5.5.
 
 from __future__ import annotations
 
-import collections
 import ctypes
 import errno
 import fcntl
@@ -26,7 +25,6 @@ _NOTIFY, _ALLOW = 0x7FC00000, 0x7FFF0000
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101  # _IOWR('!', 0, struct seccomp_notif), _IOWR('!', 1, seccomp_notif_resp)
 _CONTINUE = 1
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ
-_HELD = 64  # files kept open for a while, so that what was just judged keeps its place
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -64,7 +62,6 @@ class Judge:
         self._memory = -1
         self._share = share
         self._mount = os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._held: collections.deque[int] = collections.deque()
 
     def answer(self, seconds: float | None = None) -> None:
         """Answer what is asked until the server has ended, or at most one question within so long."""
@@ -94,14 +91,13 @@ class Judge:
             fd = self._opened(raw[: 8 + count])
         except OSError as error:
             return error.errno or errno.ESTALE
-        seen = os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")
-        if seen != self._share and not seen.startswith(self._share + "/"):
+        # Not kept open until the server has it, too: that would keep what is removed on the disk. Of all names this
+        # one is the last that the kernel will forget.
+        try:
+            seen = os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")
+        finally:
             os.close(fd)
-            return errno.ESTALE
-        self._held.append(fd)
-        if len(self._held) > _HELD:
-            os.close(self._held.popleft())
-        return 0
+        return 0 if seen == self._share or seen.startswith(self._share + "/") else errno.ESTALE
 
     def _read(self, address: int) -> bytes:
         """What the server has in its memory there; an fd from before its exec has another's."""
