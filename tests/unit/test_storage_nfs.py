@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -232,8 +233,16 @@ def test_exportfs_is_told_numbers_and_a_folder_of_roots() -> None:
     assert other.startswith("ro,") and other.split("fsid=")[1] != options[-1].removeprefix("fsid=")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_the_source_is_opened_by_the_user_alone(tmp_path_factory: pytest.TempPathFactory, ordinary_user: Any) -> None:
+def test_a_source_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nfs_source, "_OPEN_S", 0.2)
+    monkeypatch.setattr(nfs_source, "_open_as_user", lambda answer, told: time.sleep(30))
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="did not answer"):
+        nfs_source._opened_as_user({"source": "/hangs"})
+    assert time.monotonic() - began < 10
+
+
+def test_the_source_is_opened_by_the_user_alone(ordinary_user: Any) -> None:
     top = Path("/var/tmp") / f"wnodes-nfs-{os.getpid()}"
     (top / "own").mkdir(parents=True)
     (top / "closed").mkdir(mode=0o700)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from wnodes_core.agent.leases import Lease
-from wnodes_core.errors import HostError, NoProvider, TransientError, WnodesError
+from wnodes_core.errors import NoProvider, WnodesError
 from wnodes_core.exports import Export
 from wnodes_core.journal import Resource
 
@@ -77,7 +77,7 @@ class Exports:
             found: dict[str, Any] | None = self._hook().wnodes_mount_export(export=export)
             if found is None:
                 raise NoProvider(f"no plug-in makes exports for {export.provider!r}")
-        except (NoProvider, HostError, TransientError, OSError) as error:
+        except (WnodesError, OSError) as error:
             words = error.message if isinstance(error, WnodesError) else str(error)
             log.warning("export of mount %d: %s", export.index, words, extra={"event": "export", "lease": lease.id})
             self.detach(resource)

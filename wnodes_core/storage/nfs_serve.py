@@ -13,8 +13,10 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +27,16 @@ _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24  # linux/prctl.h
 # Measured with each left out: what ganesha makes it makes as the job's user (SETUID, SETGID); what is there it opens
 # by its handle, as root, after it has judged the user's right itself (DAC_READ_SEARCH, DAC_OVERRIDE, FOWNER). Its
 # port is one that only root may open (NET_BIND_SERVICE). No CHOWN: no file becomes another's. linux/capability.h
-_DAC_OVERRIDE, _DAC_READ_SEARCH, _FOWNER, _SETGID, _SETUID, _NET_BIND_SERVICE = 1, 2, 3, 6, 7, 10
+_DAC_OVERRIDE, _DAC_READ_SEARCH, _FOWNER, _KILL, _SETGID, _SETUID, _NET_BIND_SERVICE, _SYS_PTRACE = (
+    1,
+    2,
+    3,
+    5,
+    6,
+    7,
+    10,
+    19,
+)
 _KEPT = (_DAC_OVERRIDE, _DAC_READ_SEARCH, _FOWNER, _SETGID, _SETUID, _NET_BIND_SERVICE)
 _LISTEN_S, _LOG_BYTES = 20.0, 8000
 
@@ -49,6 +60,7 @@ def main() -> None:
         _own_root(share)
         Path("/ganesha.conf").write_text(told["config"])
         child, listener = _start(sys.argv[1], bool(told["read_only"]))
+        _keep_capabilities((_DAC_READ_SEARCH, _KILL, _SYS_PTRACE))  # for handles, and to look into the server
         judge = nfs_handles.Judge(child, listener, SHARE)
         problem = _until_it_listens(child, judge, told["port"])
     except OSError as error:
@@ -133,6 +145,12 @@ def _start(name: str, read_only: bool) -> tuple[int, int]:
     if not fds:
         raise OSError(said.decode() or "the server ended")
     return pid, fds[0]
+
+
+def _keep_capabilities(kept: Sequence[int]) -> None:
+    """Hold no others from now on (capset(2)). Raises OSError."""
+    head, bits = struct.pack("=Ii", 0x20080522, 0), sum(1 << number for number in kept)
+    nfs_source.checked(_libc.capset(head, struct.pack("=IIIIII", bits, bits, 0, 0, 0, 0)))
 
 
 def _drop_capabilities() -> None:
