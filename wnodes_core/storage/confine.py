@@ -53,7 +53,7 @@ def usable() -> str:
     return f"this kernel's Landlock has ABI {found}; {_OLDEST_ABI} or later allows renames between folders"
 
 
-def _attributes(version: int, files_only: bool) -> bytes:
+def _attributes(version: int, *, files_only: bool = False) -> bytes:
     files = (1 << _FILE_BITS[min(version, max(_FILE_BITS))]) - 1
     if version < 4 or files_only:
         return struct.pack("=Q", files)
@@ -78,7 +78,7 @@ def make_ruleset(rules: Sequence[tuple[str, int]], *, files_only: bool = False) 
     Raises OSError, also where ``usable`` gives a reason.
     """
     version = abi()
-    attributes = _attributes(version, files_only)
+    attributes = _attributes(version, files_only=files_only)
     known = struct.unpack_from("=Q", attributes)[0]
     ruleset = _checked(_libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
     try:
