@@ -266,4 +266,4 @@ def test_a_gateway_that_dies_is_an_error_and_the_end_waits_for_nothing(site: Sit
     print("end after", time.monotonic() - began)
     assert not [p for export in site.exports for p in nfs_ganesha.processes_of(export.name)]
     assert "wnodes-" not in site.node.sh("nft", "list", "tables")
-    assert "/share" not in Path("/proc/self/mountinfo").read_text()
+    assert str(site.home) not in Path("/proc/self/mountinfo").read_text()

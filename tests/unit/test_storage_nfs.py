@@ -174,10 +174,10 @@ def test_own_ports_are_open_to_the_guest_and_to_nobody_else() -> None:
 def test_nothing_of_a_user_s_is_in_the_server_s_configuration() -> None:
     from dataclasses import replace
 
-    text = nfs_ganesha.config(EXPORT)
-    assert text == nfs_ganesha.config(replace(EXPORT, source=NASTY))
+    text = nfs_ganesha.config(EXPORT, "/p")
+    assert text == nfs_ganesha.config(replace(EXPORT, source=NASTY), "/p")
     assert "Anonymous_Uid = 1001; Anonymous_Gid = 1002;" in text and f"Clients = {LOCAL}; Access_Type = RW" in text
-    assert "Access_Type = RO" in nfs_ganesha.config(replace(EXPORT, read_only=True))
+    assert "Access_Type = RO" in nfs_ganesha.config(replace(EXPORT, read_only=True), "/p")
     assert text.count("All_Squash") == 2 and text.count("Access_Type = NONE") == 1
 
 

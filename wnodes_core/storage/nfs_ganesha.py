@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import select
 import sys
 from typing import Any
@@ -25,7 +26,7 @@ _CONFIG = """NFS_CORE_PARAM {{ NFS_Port = {port}; Protocols = 4; Enable_UDP = fa
 NFS_KRB5 {{ Active_krb5 = false; }}
 NFSv4 {{ Graceless = true; RecoveryBackend = fs; Minor_Versions = 1,2; Delegations = false;
     Only_Numeric_Owners = true; Allow_Numeric_Owners = true; }}
-EXPORT {{ Export_Id = 1; Path = "/share"; Pseudo = "/share"; Protocols = 4; Transports = TCP; SecType = sys;
+EXPORT {{ Export_Id = 1; Path = "{place}"; Pseudo = "/share"; Protocols = 4; Transports = TCP; SecType = sys;
     Access_Type = NONE; Squash = All_Squash; Anonymous_Uid = {uid}; Anonymous_Gid = {gid};
     CLIENT {{ Clients = {local}; Access_Type = {access}; Squash = All_Squash;
         Anonymous_Uid = {uid}; Anonymous_Gid = {gid}; }}
@@ -44,10 +45,12 @@ def problem() -> str:
     return confine.usable() or nfs_handles.usable()
 
 
-def config(export: Export) -> str:
-    """The server's configuration."""
+def config(export: Export, place: str) -> str:
+    """The server's configuration; ``place`` is where its root has the folder."""
     access = "RO" if export.read_only else "RW"
-    return _CONFIG.format(port=export.port, uid=export.uid, gid=export.gid, local=export.local, access=access)
+    return _CONFIG.format(
+        port=export.port, uid=export.uid, gid=export.gid, local=export.local, access=access, place=place
+    )
 
 
 def start(export: Export) -> dict[str, Any]:
@@ -55,7 +58,8 @@ def start(export: Export) -> dict[str, Any]:
     if lacks := problem():
         raise HostError(lacks)
     stop(export)
-    told = {**export.to_dict(), "config": config(export)}
+    place = f"/{secrets.token_hex(16)}"
+    told = {**export.to_dict(), "config": config(export, place), "place": place}
     reader, writer = os.pipe()
     heard, saying = os.pipe()
     try:
@@ -74,7 +78,7 @@ def start(export: Export) -> dict[str, Any]:
                 os.close(fd)
     if "port" in words:
         _started[export.name] = child
-        return {"port": export.port, "path": nfs_serve.SHARE, "node": export.node, "local": export.local}
+        return {"port": export.port, "path": "/share", "node": export.node, "local": export.local}
     child.kill()
     child.wait()
     raise NoProvider(str(words.get("problem") or "the gateway ended at once"))

@@ -1,12 +1,14 @@
-"""Which files an NFS gateway opens by their handles: those that lie in its share, seen from where they are now.
+"""Opens for an NFS gateway what clients name by file handles, if it lies in the share.
 
 A file handle of NFS is the file system's own, and a hostile guest makes up what it likes: it could name any file of
-that file system, also one below a folder that the job's user may not enter. Landlock lets the server open only what
-lies beneath the share. But a handle names a file and not its place; the kernel knows the place as long as it has
-the name in its cache. For a file whose name was forgotten Landlock says EACCES, which a job would see. So each
-``open_by_handle_at`` of the server is first answered here: ESTALE for a file that is not seen in the share, and the
-guest's kernel looks its name up again, which has the host's learn the place. Nothing is allowed here that Landlock
-does not judge after. seccomp_unotify(2), open_by_handle_at(2); Linux 5.5.
+that file system, also one below a folder that the job's user may not enter. Landlock is no answer: a handle names a
+file and not its place, and what Linux says of a file that was reached past its mount has changed (*measured*: 6.18
+takes it for the mount's own, others refuse also files of the share whose names the kernel has forgotten). So the
+server opens no handle: seccomp brings each ``open_by_handle_at`` here, and what is seen in the share is opened and
+handed over (or let pass, where it is opened only to be looked at). All else is ESTALE, and for a file of the share
+whose name was forgotten that is right, too: the guest's kernel looks the name up again, and so the host's learns it.
+The share is mounted at a place with a name that nobody can guess, for a path that leads past a mount is told from the
+file system's own root. seccomp_unotify(2), open_by_handle_at(2); Linux 5.14.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from contextlib import suppress
 _NUMBERS = {"x86_64": (0xC000003E, 304, 317), "aarch64": (0xC00000B7, 265, 277)}  # linux/audit.h, asm/unistd.h
 _MODE_FILTER, _NEW_LISTENER = 1, 8  # linux/seccomp.h
 _NOTIFY, _ALLOW = 0x7FC00000, 0x7FFF0000
-_RECEIVE, _SEND = 0xC0502100, 0xC0182101  # _IOWR('!', 0, struct seccomp_notif), _IOWR('!', 1, seccomp_notif_resp)
-_CONTINUE = 1
+# _IOWR('!', 0, seccomp_notif), _IOWR('!', 1, seccomp_notif_resp), _IOW('!', 3, seccomp_notif_addfd)
+_RECEIVE, _SEND, _ADD_FD = 0xC0502100, 0xC0182101, 0x40182103
+_ADD_AND_SEND, _CONTINUE = 2, 1
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -52,15 +55,15 @@ def listen() -> int:
     return found
 
 
-class Judge:
-    """Who answers for one server, whose pid is ``child`` and whose folder is mounted at ``share``. Raises OSError."""
+class Opener:
+    """Who opens for one server, whose pid is ``child``; its folder is mounted at ``share``. Raises OSError."""
 
     def __init__(self, child: int, listener: int, share: str) -> None:
+        self.share = share
         self._ended = os.pidfd_open(child)
         self._listener = listener
         self._child = child
         self._memory = -1
-        self._share = share
         self._mount = os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def answer(self, seconds: float | None = None) -> None:
@@ -79,25 +82,36 @@ class Judge:
         with suppress(FileNotFoundError):  # who asked has gone
             fcntl.ioctl(self._listener, _RECEIVE, asked)
             number = struct.unpack_from("=Q", asked)[0]
-            address = struct.unpack_from("=Q", asked, 16 + 16 + 8)[0]  # of the second argument
-            code = self._code(address)
-            fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, -code, 0 if code else _CONTINUE))
+            _, address, flags = struct.unpack_from("=QQQ", asked, 32)  # the call's own arguments
+            try:
+                fd = self._found(address, flags & 0xFFFFFFFF)
+            except OSError as error:
+                code = error.errno or errno.ESTALE
+                fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, -code, 0))
+                return
+            if fd < 0:
+                fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, 0, _CONTINUE))
+                return
+            try:
+                added = struct.pack("=QIIII", number, _ADD_AND_SEND, fd, 0, flags & os.O_CLOEXEC)
+                fcntl.ioctl(self._listener, _ADD_FD, added)
+            finally:
+                os.close(fd)
 
-    def _code(self, address: int) -> int:
-        """0 if the file is seen in the share, else the error that the server gets."""
+    def _found(self, address: int, flags: int) -> int:
+        """A file of the share, open as the server wants it, or -1: it may open it itself. Raises OSError for others."""
+        raw = self._read(address)
+        fd = self._opened(raw[: 8 + min(struct.unpack_from("=I", raw)[0], _HANDLE_BYTES)])
         try:
-            raw = self._read(address)
-            count = min(struct.unpack_from("=I", raw)[0], _HANDLE_BYTES)
-            fd = self._opened(raw[: 8 + count])
-        except OSError as error:
-            return error.errno or errno.ESTALE
-        # Not kept open until the server has it, too: that would keep what is removed on the disk. Of all names this
-        # one is the last that the kernel will forget.
-        try:
-            seen = os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")
+            seen = os.readlink(f"/proc/self/fd/{fd}")
+            if seen.removesuffix(" (deleted)") != self.share and not seen.startswith(self.share + "/"):
+                raise OSError(errno.ESTALE, "not in the share")
+            if flags & os.O_PATH:  # not to be handed over (EBADF), and neither to be read nor written
+                return -1
+            # As root, as the server would: it has judged the user's right. Nobody waits here for a FIFO's other end.
+            return os.open(f"/proc/self/fd/{fd}", flags & ~os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         finally:
             os.close(fd)
-        return 0 if seen == self._share or seen.startswith(self._share + "/") else errno.ESTALE
 
     def _read(self, address: int) -> bytes:
         """What the server has in its memory there; an fd from before its exec has another's."""

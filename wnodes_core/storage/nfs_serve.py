@@ -2,7 +2,7 @@
 
 The source is opened by a child with the job's own rights and mounted in a mount namespace of the gateway's own, where
 there is little else: whatever becomes of the gateway, no mount of it is left. Then ganesha runs here with six
-capabilities, shut in by Landlock, and this process stays beside it (``nfs_handles``). ``{"port"}`` or ``{"problem"}``
+capabilities, shut in by Landlock, and this process stays beside it and opens for it (``nfs_handles``). ``{"port"}`` or ``{"problem"}``
 is said on stdout once it listens or does not.
 """
 
@@ -41,7 +41,6 @@ _KEPT = (_DAC_OVERRIDE, _DAC_READ_SEARCH, _FOWNER, _SETGID, _SETUID, _NET_BIND_S
 _LISTEN_S, _LOG_BYTES = 20.0, 8000
 
 SERVER = "/usr/bin/ganesha.nfsd"
-SHARE = "/share"
 _ROOT = "/tmp"  # where the gateway's own root is made, in its own namespace: every host has it
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin")
 _FILES = ("/etc/ld.so.cache", "/etc/netconfig", "/etc/services", "/etc/protocols", "/etc/nsswitch.conf")
@@ -57,12 +56,12 @@ def main() -> None:
     told = json.loads(sys.stdin.buffer.read())
     try:
         share = nfs_source.share(told)
-        _own_root(share)
+        _own_root(share, told["place"])
         Path("/ganesha.conf").write_text(told["config"])
-        child, listener = _start(sys.argv[1], bool(told["read_only"]))
-        _keep_capabilities((_DAC_READ_SEARCH, _KILL, _SYS_PTRACE))  # for handles, and to look into the server
-        judge = nfs_handles.Judge(child, listener, SHARE)
-        problem = _until_it_listens(child, judge, told["port"])
+        child, listener = _start(sys.argv[1], told["place"], bool(told["read_only"]))
+        _keep_capabilities((_DAC_OVERRIDE, _DAC_READ_SEARCH, _FOWNER, _KILL, _SYS_PTRACE))
+        opener = nfs_handles.Opener(child, listener, told["place"])
+        problem = _until_it_listens(child, opener, told["port"])
     except OSError as error:
         problem = str(error)
     if problem:
@@ -73,10 +72,10 @@ def main() -> None:
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
     if problem:
         sys.exit(1)
-    judge.answer()
+    opener.answer()
 
 
-def _own_root(share: int) -> None:
+def _own_root(share: int, place: str) -> None:
     """A root of our own: the share, what programs need to run, and nothing of the host besides. Raises OSError."""
     links = {path: os.readlink(path) for path in _SYSTEM if os.path.islink(path)}
     trees = {path: nfs_source.clone(path) for path in (*_SYSTEM, "/proc") if path not in links and os.path.isdir(path)}
@@ -86,7 +85,7 @@ def _own_root(share: int) -> None:
     nfs_source.checked(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
     nfs_source.checked(_libc.mount(b"none", _ROOT.encode(), b"tmpfs", 0, b"mode=755,size=16m"))
     # The share comes first: of several mounts of one file system ganesha takes the first for the file system's own.
-    for path, tree in {SHARE: share, **trees}.items():
+    for path, tree in {place: share, **trees}.items():
         os.makedirs(_ROOT + path, exist_ok=True)
         nfs_source.attach(tree, _ROOT + path)
     os.makedirs(f"{_ROOT}/dev")
@@ -109,13 +108,13 @@ def _own_root(share: int) -> None:
     os.chdir("/")
 
 
-def _start(name: str, read_only: bool) -> tuple[int, int]:
+def _start(name: str, place: str, read_only: bool) -> tuple[int, int]:
     """The server's pid, and the fd by which it asks about handles. Raises OSError."""
     rules = [(path, confine.READ_AND_RUN) for path in _SYSTEM]
     rules += [("/", confine.READ_DIR), ("/proc", confine.READ), ("/etc", confine.READ), ("/ganesha.conf", confine.READ)]
     rules += [(path, confine.READ_FILE | confine.WRITE_FILE) for path in _DEVICES]
     rules += [(path, confine.ALL_BUT_RUN) for path in _OWN]
-    rules.append((SHARE, confine.READ if read_only else confine.ALL_BUT_RUN))
+    rules.append((place, confine.READ if read_only else confine.ALL_BUT_RUN))
     # It opens sockets of its own, which a full ruleset forbids.
     ruleset = confine.make_ruleset(rules, files_only=True)
     ours, theirs = socket.socketpair()
@@ -159,16 +158,16 @@ def _drop_capabilities() -> None:
             break  # there are no more
 
 
-def _until_it_listens(child: int, judge: nfs_handles.Judge, port: int) -> str:
+def _until_it_listens(child: int, opener: nfs_handles.Opener, port: int) -> str:
     """'' once it does, else why not."""
     deadline = time.monotonic() + _LISTEN_S
     while time.monotonic() < deadline:
-        judge.answer(0.02)
+        opener.answer(0.02)
         if os.waitpid(child, os.WNOHANG)[0]:
             return "ganesha ended at once: its words are in wnodesd's log"
         if _listens(child, port):
             # It serves, though nothing, also without an export that it does not like.
-            return "" if _has_open(child, SHARE) else "ganesha does not serve this file system"
+            return "" if _has_open(child, opener.share) else "ganesha does not serve this file system"
     return f"ganesha does not listen after {_LISTEN_S:.0f} s"
 
 
