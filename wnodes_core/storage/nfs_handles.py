@@ -3,12 +3,12 @@
 A file handle of NFS is the file system's own, and a hostile guest makes up what it likes: it could name any file of
 that file system, also one below a folder that the job's user may not enter. Landlock is no answer: a handle names a
 file and not its place, and what Linux says of a file that was reached past its mount has changed (*measured*: 6.18
-takes it for the mount's own, others refuse also files of the share whose names the kernel has forgotten). So the
-server opens no handle: seccomp brings each ``open_by_handle_at`` here, and what is seen in the share is opened and
-handed over (or let pass, where it is opened only to be looked at). All else is ESTALE, and for a file of the share
-whose name was forgotten that is right, too: the guest's kernel looks the name up again, and so the host's learns it.
-The share is mounted at a place with a name that nobody can guess, for a path that leads past a mount is told from the
-file system's own root. seccomp_unotify(2), open_by_handle_at(2); Linux 5.14.
+takes it for the mount's own; by another mount it refuses also files of the share whose names it has forgotten). So
+the server opens no handle: seccomp brings each ``open_by_handle_at`` here, and what is seen in the share is opened
+and handed over (or let pass, where it is opened only to be looked at). All else is ESTALE, and for a file of the
+share whose name was forgotten that is right, too: the guest's kernel looks the name up again, and so the host's
+learns it. The share is mounted at a place with a name that nobody can guess, for a path that leads past a mount is
+told from the file system's own root. seccomp_unotify(2), open_by_handle_at(2); Linux 5.14.
 """
 
 from __future__ import annotations

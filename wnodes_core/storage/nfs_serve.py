@@ -2,8 +2,8 @@
 
 The source is opened by a child with the job's own rights and mounted in a mount namespace of the gateway's own, where
 there is little else: whatever becomes of the gateway, no mount of it is left. Then ganesha runs here with six
-capabilities, shut in by Landlock, and this process stays beside it and opens for it (``nfs_handles``). ``{"port"}`` or ``{"problem"}``
-is said on stdout once it listens or does not.
+capabilities, shut in by Landlock, and this process stays beside it and opens for it (``nfs_handles``). ``{"port"}``
+or ``{"problem"}`` is said on stdout once it listens or does not.
 """
 
 from __future__ import annotations
