@@ -28,7 +28,7 @@ TEXTS = [
 # Lower may not import higher. A module not named here stands above them all.
 LAYERS = (
     {"errors", "phases", "markers"},
-    {"request", "ports", "trace", "volumes"},
+    {"exports", "request", "ports", "trace", "volumes"},
     {"model"},
     {"hookspecs"},
     {"command", "files", "processes"},

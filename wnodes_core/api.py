@@ -1,6 +1,7 @@
 """All that an adapter or a plug-in may import from us (with ``wnodes_core.tools`` for providers)."""
 
 from wnodes_core import errors
+from wnodes_core.exports import Export
 from wnodes_core.files import read_beneath
 from wnodes_core.markers import hookimpl
 from wnodes_core.model import (
@@ -34,6 +35,7 @@ __all__ = [
     "Boot",
     "Channel",
     "Disk",
+    "Export",
     "Filesystem",
     "Image",
     "ImageRef",

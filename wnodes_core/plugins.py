@@ -33,6 +33,7 @@ BUILTINS = (
     "wnodes_core.storage.sshfs_tcp",
     "wnodes_core.storage.virtiofs",
     "wnodes_core.storage.ninep",
+    "wnodes_core.storage.nfs",
     "wnodes_core.network.user",
 )
 LRMS_GROUP = "wnodes.lrms"

@@ -19,7 +19,8 @@ class Port:
     carry their prefix lengths, IPv4 first.
     ``closed``: the VM talks to its own network and ``allow`` only. ``node`` and ``local`` are the two ends
     of the way between the node and the VM that never leaves the machine; ``node_ports`` are the TCP ports of
-    the node that the VM may use on it. ``rate_mbit`` 0 = unlimited, ``mtu`` 0 = the network's own.
+    the node that the VM may use on it, ``own_ports`` those that only this VM may use, and nobody else at all.
+    ``rate_mbit`` 0 = unlimited, ``mtu`` 0 = the network's own.
     """
 
     lease: str
@@ -41,8 +42,14 @@ class Port:
     node: str = ""
     local: str = ""
     node_ports: tuple[int, ...] = ()
+    own_ports: tuple[int, ...] = ()
     rate_mbit: int = 0
     mtu: int = 0
+
+    @property
+    def open_ports(self) -> tuple[int, ...]:
+        """All TCP ports of the node that the VM may use."""
+        return (*self.node_ports, *self.own_ports)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

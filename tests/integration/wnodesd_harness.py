@@ -103,8 +103,9 @@ class Node:
         return client.call(request, path=self.socket, timeout_s=PATIENCE_S)
 
     def prepare(self, job_id: str = "7", image: str = "known", network: str = "", scratch_mib: int | None = None, **more):
+        mounts = more.pop("mounts", ())
         job = {"lrms": "fake", "job_id": job_id, "node": "n0", "uid": UID, "gid": UID, "user": "u", **more}
-        request = {"image": image, "network": network, "scratch_mib": scratch_mib}
+        request = {"image": image, "network": network, "scratch_mib": scratch_mib, "mounts": mounts}
         return self.call(op="prepare", lrms="fake", request=request, job=job)["lease"]
 
     def finish(self, job_id: str = "7"):

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ from wnodes_core.network import bridge
 from wnodes_core.settings.network import NetworkRule, NetworkSettings
 from wnodes_core.settings.schema import StorageSettings, VmSettings, WarmSettings
 from wnodes_core.settings.scratch import ScratchSettings
-from wnodes_core.storage import lvm
+from wnodes_core.storage import lvm, nfs
 
 
 class Hook:
@@ -73,6 +73,13 @@ class Hook:
     wnodes_port_allot = staticmethod(bridge.wnodes_port_allot)
     wnodes_port_attach = staticmethod(bridge.wnodes_port_attach)
     wnodes_port_detach = staticmethod(bridge.wnodes_port_detach)
+
+    # Exports, too: of the mounts of those requests that have any.
+    wnodes_mount_export = staticmethod(nfs.wnodes_mount_export)
+    wnodes_mount_unexport = staticmethod(nfs.wnodes_mount_unexport)
+
+    def wnodes_mount_usable(self):
+        return [nfs.wnodes_mount_usable()]
 
     # Volumes are made by a fake LVM's programs, where the test has given the daemon a folder of them.
     wnodes_volume_attach = staticmethod(lvm.wnodes_volume_attach)
@@ -143,7 +150,9 @@ class CrashingJournal(Journal):
 
 
 def make_plan(request, job, image, settings, accel, *, lease, folder, template):
-    return {"lease": lease, "image": image.name, "accel": accel, "job": job.to_dict()}
+    mounts = [asdict(each) for each in request.mounts]
+    more = {"mounts": mounts, "storage": ["nfs"], "user": {"groups": {"u": job.gid}}} if mounts else {}
+    return {"lease": lease, "image": image.name, "accel": accel, "job": job.to_dict(), **more}
 
 
 def networks(rules):

@@ -153,6 +153,7 @@ def test_without_landlock_the_notice_says_so(
 @pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6, 7, 99])
 def test_attributes_fit_every_abi(version: int) -> None:
     assert len(confine._attributes(version)) == (8 if version < 4 else 16 if version < 6 else 24)
+    assert len(confine._attributes(version, files_only=True)) == 8
 
 
 def test_abi_one_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from wnodes_core import command, processes
 from wnodes_core.agent import homes, leases
+from wnodes_core.agent.exports import Exports
 from wnodes_core.agent.leases import Lease
 from wnodes_core.agent.ports import Ports
 from wnodes_core.agent.volumes import Volumes
@@ -24,7 +25,7 @@ from wnodes_core.files import remove_tree
 from wnodes_core.journal import Resource
 from wnodes_core.model import Process
 
-ORDER = ("keeper", "slot", "port", "volume", "cgroup", "template", "use", "folder", "marker", "lease")
+ORDER = ("keeper", "slot", "export", "port", "volume", "cgroup", "template", "use", "folder", "marker", "lease")
 USER_UNDO_S = 60.0
 # A user can make the replay of their own journal fail for ever (it is their file). After so many
 # tries, with every process of the lease ended, the folder goes all the same.
@@ -32,7 +33,7 @@ PATIENCE = 5
 
 
 class Undoer:
-    """Undoes leases; ``store``, ``ports`` and ``volumes`` are the node's. All of it blocks: run it in a thread."""
+    """Undoes leases; ``store`` and the makers of ports, volumes and exports are the node's. All of it blocks."""
 
     def __init__(
         self,
@@ -41,9 +42,11 @@ class Undoer:
         *,
         ports: Ports | None = None,
         volumes: Volumes | None = None,
+        exports: Exports | None = None,
     ) -> None:
         self._store = store
-        self._makers: dict[str, Ports | Volumes | None] = {"port": ports, "volume": volumes}
+        self._makers: dict[str, Ports | Volumes | Exports | None]
+        self._makers = {"port": ports, "volume": volumes, "export": exports}
         self._user_undo = user_undo or replay_as_user
         self.let_out: Callable[[Lease, Resource], object] = lambda lease, resource: None
         self.end_slot: Callable[[Resource], object] = lambda resource: None
@@ -71,7 +74,7 @@ class Undoer:
         match resource.kind:
             case "keeper":
                 self._end_processes(lease)
-            case "port" | "volume":
+            case "export" | "port" | "volume":
                 self._detach(resource)
             case "slot":
                 self.end_slot(resource)

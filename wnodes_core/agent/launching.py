@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from wnodes_core.agent import leases, words
@@ -104,7 +105,9 @@ class Launching:
         token = lease.new_token()
         try:
             await self._claiming.abandon(lease)
-            plan = {**await self._plan(lease), **await self._port(lease), **await self._volume(lease)}
+            plan = await self._plan(lease)
+            for make in (self._port, self._volume, self._exports):
+                plan.update(await make(lease, plan))
             if await self._pooled(connection, message, lease, plan, token):
                 return None
             token = lease.new_token()  # what a keeper of the pool was told is void, and so is its timer
@@ -151,17 +154,24 @@ class Launching:
         )
         return {**plan, "fallback": lease.no_pool or lease.no_clone}
 
-    async def _port(self, lease: Lease) -> dict[str, Any]:
+    async def _port(self, lease: Lease, plan: dict[str, Any]) -> dict[str, Any]:
         """What root makes of the lease's network; its lock keeps an end from overtaking that."""
         if not lease.request.network:
             return {}
-        return await self._daemon.whole(self._attached(lease, self._daemon.ports.attach))
+        own = await self._daemon.quick(self._daemon.exports.ports_for, plan)
+        return await self._daemon.whole(self._attached(lease, partial(self._daemon.ports.attach, own=own)))
 
-    async def _volume(self, lease: Lease) -> dict[str, Any]:
+    async def _volume(self, lease: Lease, plan: dict[str, Any]) -> dict[str, Any]:
         """What root makes of the lease's scratch, in the same way."""
         if not lease.request.scratch_mib:
             return {}
         return await self._daemon.whole(self._attached(lease, self._daemon.volumes.attach))
+
+    async def _exports(self, lease: Lease, plan: dict[str, Any]) -> dict[str, Any]:
+        """What root exports of the lease's mounts, in the same way."""
+        if not plan.get("nic"):
+            return {}
+        return await self._daemon.whole(self._attached(lease, partial(self._daemon.exports.attach, plan=plan)))
 
     async def _attached(self, lease: Lease, attach: Callable[[Lease], dict[str, Any]]) -> dict[str, Any]:
         async with lease.lock:

@@ -25,6 +25,11 @@ BUILTINS = (
     "wnodes_core.network.ovs",
     "wnodes_core.network.pci",
     "wnodes_core.storage.lvm",
+    # Which of a mount's providers want something of root follows from all that stand in its order.
+    "wnodes_core.storage.sshfs",
+    "wnodes_core.storage.sshfs_tcp",
+    "wnodes_core.storage.virtiofs",
+    "wnodes_core.storage.nfs",
 )
 # Asked about templates (it loads no libvirt for that), and what mounts want of a VM: who needs a device gets no clone.
 BACKENDS = ("wnodes_core.backends.libvirt.plugin", *(name for name in plugins.BUILTINS if ".storage." in name))

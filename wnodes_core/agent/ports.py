@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,17 +44,18 @@ class Ports:
             if resource.kind == KIND:
                 self._taken[lease.id] = Port.from_dict(resource.data)
 
-    def attach(self, lease: Lease) -> dict[str, Any]:
+    def attach(self, lease: Lease, own: Sequence[int] = ()) -> dict[str, Any]:
         """Make the port of a lease, journalled: what of it belongs in the plan.
 
-        The same again for a lease that has it. Raises WnodesError; what was made until then the undo removes.
+        ``own`` are the TCP ports of the node that are for this VM, 0 for one that nobody has. The same again
+        for a lease that has it. Raises WnodesError; what was made until then the undo removes.
         """
         request = lease.request
         wanted = self._settings().port_for(request.network, request.rate_mbit, lease.id, lease.job.uid)
         if wanted is None:
             return {}
         with self._lock:
-            port = self._taken.get(lease.id) or self._allotted(wanted)
+            port = self._taken.get(lease.id) or self._allotted(wanted, own)
             if port is None:  # nothing for root to do
                 return {"port": wanted.to_dict()}
             resource = lease.journal.making(KIND, port.device, **port.to_dict())
@@ -90,11 +92,13 @@ class Ports:
     def _one_of(self, port: Port) -> threading.Lock:
         return self._kinds.setdefault(port.kind, threading.Lock())
 
-    def _allotted(self, wanted: Port) -> Port | None:
+    def _allotted(self, wanted: Port, own: Sequence[int]) -> Port | None:
         settings = self._settings()
         rule = settings.find(wanted.network)
         taken = list(self._taken.values())
         port = self._with_addresses(wanted, rule, settings, taken) if rule else wanted
+        if port.node:
+            port = replace(port, own_ports=tuple(_free_ports(own, settings.gateway_ports, taken)))
         allotted: Port | None = self._hook().wnodes_port_allot(port=port, taken=taken)
         return allotted
 
@@ -121,6 +125,27 @@ class Ports:
                 self._last[span] = number
                 return str(make(number))
         raise HostBusy(f"network {rule.name!r}: all of {span} is in use on this node")
+
+
+def _free_ports(wanted: Sequence[int], span: str, taken: Iterable[Port]) -> Iterator[int]:
+    """Each of ``wanted``, for a 0 one of the span that no lease has and nobody listens on; fewer if there are not."""
+    used = {number for port in taken for number in port.own_ports}
+    first, last = map(int, span.split("-"))
+    free = (number for number in range(first, last + 1) if number not in used and _can_listen(number))
+    for number in wanted:
+        found = number or next(free, None)
+        if found is None:
+            log.warning("gateways: all ports of %s are in use", span, extra={"event": "port"})
+            return
+        yield found
+
+
+def _can_listen(number: int) -> bool:
+    try:
+        with socket.create_server(("", number), family=socket.AF_INET):
+            return True
+    except OSError:
+        return False
 
 
 def _around(first: int, last: int, start: int, most: int) -> Iterator[int]:

@@ -163,6 +163,7 @@ def facts() -> dict[str, Any]:
         "sshfs_contains_symlinks": bool(sshfs) and "no_contain_symlinks" in read(sshfs[0]),
         "fuse": "fuse" in filesystems or os.path.exists("/dev/fuse"),
         "virtiofs": "virtiofs" in filesystems or may_load(modules, "fs/fuse/virtiofs"),
+        "nfs": "nfs4" in filesystems or may_load(modules, "fs/nfs/nfsv4"),
         "9p": "9p" in filesystems or may_load(modules, "fs/9p/9p", "net/9p/9pnet_virtio"),
         "version": VERSION,
         "python": "%d.%d.%d" % sys.version_info[:3],

@@ -56,7 +56,7 @@ def wnodes_port_detach(port: Port) -> bool | None:
     if port.kind != "bridge":
         return None
     found, bridge = links(), names.bridge(port)
-    tables.remove(filters.names_of(port.device, ("netdev", "bridge")))
+    tables.remove(filters.names_of(port.device, ("netdev", "bridge", "inet")))
     if is_ours(port, found.get(port.device)):
         ip([f"link del dev {port.device}"])
     users = [each for each in found.values() if each.master == bridge and each.name != port.device]
@@ -92,7 +92,7 @@ class errors_told:
 
 
 def _has_rules(port: Port, bridge: str) -> bool:
-    wanted = {*filters.names_of(port.device, ("netdev", "bridge"))}
+    wanted = {*filters.needed(port, ("netdev", "bridge"))}
     if _outer(port):
         wanted.update(filters.names_of(bridge, ["bridge"]))
     return wanted <= tables.tables()

@@ -12,7 +12,7 @@ import ipaddress
 from collections.abc import Container, Sequence
 
 from wnodes_core.api import Port
-from wnodes_core.network.names import LINK_LOCAL
+from wnodes_core.network.names import FIRST_OPEN, LINK_LOCAL, bridge
 
 # ND messages carry the address they speak of in bytes 8 to 23 (RFC 4861, 4.3 and 4.4), then options. Ours have none
 # or a single one of 8 bytes: kind, length 1, MAC.
@@ -38,7 +38,8 @@ def of_tap(port: Port, present: Container[str]) -> str:
             "input", [f'iifname "{port.device}" goto to_node'], "type filter hook input priority -200; policy accept;"
         ),
     ]
-    return _table("netdev", port.device, chains, present) + _table("bridge", port.device, node, present)
+    tables = _table("netdev", port.device, chains, present) + _table("bridge", port.device, node, present)
+    return tables + _of_own_ports(port, bridge(port), present)
 
 
 def of_switched_tap(port: Port, present: Container[str], *, in_user_space: bool) -> str:
@@ -55,7 +56,22 @@ def of_switched_tap(port: Port, present: Container[str], *, in_user_space: bool)
     ]
     if in_user_space:
         chains.append(_chain("ingress", (), head.format(port.device, "drop")))
-    return _table("netdev", port.device, chains, present)
+    return _table("netdev", port.device, chains, present) + _of_own_ports(port, port.bridge, present)
+
+
+def _of_own_ports(port: Port, device: str, present: Container[str]) -> str:
+    """The table that keeps everybody but the guest from the gateways of its mounts: other VMs, networks and users.
+
+    A gateway may have no way to listen at one address only. What comes by the node's own device of the bridge has
+    passed the rules of a tap; users of the node come by ``lo``, whatever address they take.
+    """
+    own = [number for number in port.own_ports if number < FIRST_OPEN]
+    if not own:
+        return ""
+    here = f"tcp dport {{ {', '.join(map(str, own))} }}"
+    rules = [f'{here} iifname "{device}" ip saddr {port.local} ip daddr {port.node} accept', f"{here} drop"]
+    chain = _chain("own_ports", rules, "type filter hook input priority -200; policy accept;")
+    return _table("inet", port.device, [chain], present)
 
 
 def of_uplink(bridge: str, uplink: str, present: Container[str]) -> str:
@@ -75,6 +91,12 @@ def of_uplink(bridge: str, uplink: str, present: Container[str]) -> str:
         ],
         present,
     )
+
+
+def needed(port: Port, families: Sequence[str]) -> list[str]:
+    """The names of the tables that a port has: in these families, and for its own ports of the node."""
+    guarded = any(number < FIRST_OPEN for number in port.own_ports)
+    return names_of(port.device, [*families, *(["inet"] if guarded else [])])
 
 
 def names_of(device: str, families: Sequence[str]) -> list[str]:
@@ -175,8 +197,8 @@ def _to_node(port: Port) -> list[str]:
         f"{to_us} icmp type {{ echo-request, echo-reply, destination-unreachable }} accept",
         f"{to_us} tcp flags & (syn | ack) != syn accept",  # answers to what the node itself has begun
     ]
-    if port.node_ports:
-        rules.append(f"{to_us} tcp dport {{ {', '.join(map(str, port.node_ports))} }} accept")
+    if port.open_ports:
+        rules.append(f"{to_us} tcp dport {{ {', '.join(map(str, port.open_ports))} }} accept")
     return [*rules, "drop"]
 
 

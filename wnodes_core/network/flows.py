@@ -63,7 +63,7 @@ def _to_node(port: Port) -> Iterator[str]:
     yield from (f"icmp,{ends},icmp_type={kind}" for kind in (0, 3, 8))
     yield f"tcp,{ends},tcp_flags=+ack"  # answers to what the node itself has begun
     yield f"tcp,{ends},tcp_flags=-syn"
-    yield from (f"tcp,{ends},tp_dst={number}" for number in port.node_ports)
+    yield from (f"tcp,{ends},tp_dst={number}" for number in port.open_ports)
 
 
 def _four(port: Port) -> Iterator[str]:

@@ -10,6 +10,7 @@ from wnodes_core.api import Port, errors, mac_of
 from wnodes_core.network.links import Link
 
 LINK_LOCAL = "169.254.0.0/16"
+FIRST_OPEN = 1024  # TCP ports below are root's to open (ip(7), ip_unprivileged_port_start)
 
 
 def tap(lease: str) -> str:

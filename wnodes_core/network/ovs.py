@@ -58,7 +58,7 @@ def wnodes_port_detach(port: Port) -> bool | None:
         return None
     if bridge.is_ours(port, links().get(port.device)):
         bridge.ip([f"link del dev {port.device}"])  # from here on the guest is alone
-    tables.remove(filters.names_of(port.device, ["netdev"]))
+    tables.remove(filters.names_of(port.device, ["netdev", "inet"]))
     with bridge.errors_told(port):
         if _bridge(port):
             _remove_port(port)
@@ -102,7 +102,7 @@ def _is_whole(port: Port) -> bool:
     """Whether the port is in its bridge with all of its rules, which is what the sweeper asks again and again."""
     if _vsctl("port-to-br", port.device, check=False).text.strip() != port.bridge:
         return False
-    if not tables.tables().issuperset(filters.names_of(port.device, ["netdev"])):
+    if not tables.tables().issuperset(filters.needed(port, ["netdev"])):
         return False
     told = _ofctl("dump-flows", port.bridge, f"cookie={flows.cookie(port.lease):#x}/-1").text
     return told.count("cookie=") == len(flows.of_port(port, 1, "", 0))

@@ -85,6 +85,14 @@ def tcp_port(text: str) -> int:
     return int(text)
 
 
+def port_span(text: str) -> str:
+    """TCP ports that only root may open, FIRST-LAST."""
+    found = re.fullmatch(r"(\d{1,4})-(\d{1,4})", text)
+    if not found or not 0 < int(found[1]) <= int(found[2]) < 1024:
+        raise ValueError("want FIRST-LAST, ports from 1 to 1023")
+    return text
+
+
 def node_prefix(text: str) -> str:
     """A prefix within 169.254.0.0/16, which no router ever forwards (RFC 3927, 2.7)."""
     found = ipaddress.ip_network(text)
@@ -187,6 +195,12 @@ class NetworkSettings:
     )
     node_ports: tuple[int, ...] = setting(
         (), "TCP ports of the node that its VMs may use at that address.", tcp_port, node_only=True, example=[2049]
+    )
+    gateway_ports: str = setting(
+        "256-343",
+        "TCP ports of the node that NFS gateways listen on, one a mount; each is for one VM only.",
+        port_span,
+        node_only=True,
     )
     networks: tuple[NetworkRule, ...] = setting((), "The site's networks.", node_only=True)
 

@@ -53,9 +53,9 @@ def usable() -> str:
     return f"this kernel's Landlock has ABI {found}; {_OLDEST_ABI} or later allows renames between folders"
 
 
-def _attributes(version: int) -> bytes:
+def _attributes(version: int, *, files_only: bool = False) -> bytes:
     files = (1 << _FILE_BITS[min(version, max(_FILE_BITS))]) - 1
-    if version < 4:
+    if version < 4 or files_only:
         return struct.pack("=Q", files)
     tcp = 0b11
     if version < 6:
@@ -70,14 +70,15 @@ def _checked(result: int) -> int:
     return int(result)
 
 
-def make_ruleset(rules: Sequence[tuple[str, int]]) -> int:
+def make_ruleset(rules: Sequence[tuple[str, int]], *, files_only: bool = False) -> int:
     """A ruleset that allows each (path, rights) and what lies beneath; a path may be absent.
 
+    Without ``files_only`` it also forbids TCP and signals, as far as the kernel can.
     Returns its file descriptor, for ``restriction``.
     Raises OSError, also where ``usable`` gives a reason.
     """
     version = abi()
-    attributes = _attributes(version)
+    attributes = _attributes(version, files_only=files_only)
     known = struct.unpack_from("=Q", attributes)[0]
     ruleset = _checked(_libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
     try:

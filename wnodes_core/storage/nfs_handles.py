@@ -1,0 +1,133 @@
+"""Opens for an NFS gateway what clients name by file handles, if it lies in the share.
+
+A file handle of NFS is the file system's own, and a hostile guest makes up what it likes: it could name any file of
+that file system, also one below a folder that the job's user may not enter. Landlock is no answer: a handle names a
+file and not its place, and what Linux says of a file that was reached past its mount has changed (*measured*: 6.18
+takes it for the mount's own; by another mount it refuses also files of the share whose names it has forgotten). So
+the server opens no handle: seccomp brings each ``open_by_handle_at`` here, and what is seen in the share is opened
+and handed over (or let pass, where it is opened only to be looked at). All else is ESTALE, and for a file of the
+share whose name was forgotten that is right, too: the guest's kernel looks the name up again, and so the host's
+learns it. The share is mounted at a place with a name that nobody can guess, for a path that leads past a mount is
+told from the file system's own root. seccomp_unotify(2), open_by_handle_at(2); Linux 5.14.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import struct
+from contextlib import suppress
+
+_NUMBERS = {"x86_64": (0xC000003E, 304, 317), "aarch64": (0xC00000B7, 265, 277)}  # linux/audit.h, asm/unistd.h
+_MODE_FILTER, _NEW_LISTENER = 1, 8  # linux/seccomp.h
+_NOTIFY, _ALLOW = 0x7FC00000, 0x7FFF0000
+# _IOWR('!', 0, seccomp_notif), _IOWR('!', 1, seccomp_notif_resp), _IOW('!', 3, seccomp_notif_addfd)
+_RECEIVE, _SEND, _ADD_FD = 0xC0502100, 0xC0182101, 0x40182103
+_ADD_AND_SEND, _CONTINUE = 2, 1
+_HANDLE_BYTES = 128  # MAX_HANDLE_SZ
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def usable() -> str:
+    """'' if this host can do it, else the reason why not."""
+    machine = os.uname().machine
+    return "" if machine in _NUMBERS else f"gateways cannot be confined on {machine}"
+
+
+def listen() -> int:
+    """From now on this process and its children ask, through the fd returned, before they open a handle.
+
+    Raises OSError.
+    """
+    arch, wanted, seccomp = _NUMBERS[os.uname().machine]
+    load, equal, give = 0x20, 0x15, 0x06  # linux/filter.h
+    steps = ((load, 0, 0, 4), (equal, 0, 3, arch), (load, 0, 0, 0), (equal, 0, 1, wanted), (give, 0, 0, _NOTIFY))
+    code = b"".join(struct.pack("=HBBI", *step) for step in (*steps, (give, 0, 0, _ALLOW)))
+    text = ctypes.create_string_buffer(code)
+    program = struct.pack("@HP", len(code) // 8, ctypes.addressof(text))  # struct sock_fprog
+    found = int(_libc.syscall(ctypes.c_long(seccomp), _MODE_FILTER, _NEW_LISTENER, program))
+    if found < 0:
+        raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")
+    return found
+
+
+class Opener:
+    """Who opens for one server, whose pid is ``child``; its folder is mounted at ``share``. Raises OSError."""
+
+    def __init__(self, child: int, listener: int, share: str) -> None:
+        self.share = share
+        self._ended = os.pidfd_open(child)
+        self._listener = listener
+        self._child = child
+        self._memory = -1
+        self._mount = os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def answer(self, seconds: float | None = None) -> None:
+        """Answer what is asked until the server has ended, or at most one question within so long."""
+        while True:
+            ready, _, _ = select.select([self._listener, self._ended], [], [], seconds)
+            if self._ended in ready:
+                return
+            if self._listener in ready:
+                self._one()
+            if seconds is not None:
+                return
+
+    def _one(self) -> None:
+        asked = bytearray(80)
+        with suppress(FileNotFoundError):  # who asked has gone
+            fcntl.ioctl(self._listener, _RECEIVE, asked)
+            number = struct.unpack_from("=Q", asked)[0]
+            _, address, flags = struct.unpack_from("=QQQ", asked, 32)  # the call's own arguments
+            try:
+                fd = self._found(address, flags & 0xFFFFFFFF)
+            except OSError as error:
+                code = error.errno or errno.ESTALE
+                fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, -code, 0))
+                return
+            if fd < 0:
+                fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, 0, _CONTINUE))
+                return
+            try:
+                added = struct.pack("=QIIII", number, _ADD_AND_SEND, fd, 0, flags & os.O_CLOEXEC)
+                fcntl.ioctl(self._listener, _ADD_FD, added)
+            finally:
+                os.close(fd)
+
+    def _found(self, address: int, flags: int) -> int:
+        """A file of the share, open as the server wants it, or -1: it may open it itself. Raises OSError for others."""
+        raw = self._read(address)
+        fd = self._opened(raw[: 8 + min(struct.unpack_from("=I", raw)[0], _HANDLE_BYTES)])
+        try:
+            seen = os.readlink(f"/proc/self/fd/{fd}")
+            if seen.removesuffix(" (deleted)") != self.share and not seen.startswith(self.share + "/"):
+                raise OSError(errno.ESTALE, "not in the share")
+            if flags & os.O_PATH:  # not to be handed over (EBADF), and neither to be read nor written
+                return -1
+            # As root, as the server would: it has judged the user's right. Nobody waits here for a FIFO's other end.
+            return os.open(f"/proc/self/fd/{fd}", flags & ~os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        finally:
+            os.close(fd)
+
+    def _read(self, address: int) -> bytes:
+        """What the server has in its memory there; an fd from before its exec has another's."""
+        raw = os.pread(self._memory, 8 + _HANDLE_BYTES, address) if self._memory >= 0 else b""
+        if len(raw) < 8:
+            if self._memory >= 0:
+                os.close(self._memory)
+            self._memory = os.open(f"/proc/{self._child}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            raw = os.pread(self._memory, 8 + _HANDLE_BYTES, address)
+        if len(raw) < 8:
+            raise OSError(errno.EFAULT, "no handle there")
+        return raw
+
+    def _opened(self, handle: bytes) -> int:
+        text = ctypes.create_string_buffer(handle, len(handle))
+        found = int(_libc.open_by_handle_at(self._mount, text, os.O_PATH | os.O_CLOEXEC))
+        if found < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return found
