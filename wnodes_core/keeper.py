@@ -31,6 +31,7 @@ from wnodes_core.files import remove_tree, write_atomic
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.guest.relay import Relay
 from wnodes_core.journal import Journal
+from wnodes_core.keeper_become import Accounts
 from wnodes_core.keeper_lease import Holding
 from wnodes_core.keeper_process import log_into, settle_in
 from wnodes_core.lifecycle import Lifecycle, Running
@@ -68,6 +69,7 @@ class Keeper:
         self.state = "starting"
         self.reason = ""
         self.failed = False
+        self.accounts: Accounts | None = None
         self._end = asyncio.Event()
         self.relay = Relay(f"{plan.folder}/keeper.sock")
         self.relay.on_last_closed = self._launchers_gone
@@ -114,6 +116,8 @@ class Keeper:
         return None
 
     async def _serve(self, running: Running) -> None:
+        self.accounts = Accounts(self.plan, running.channel, self.holding)
+        self.relay.on_become = self.accounts.opened
         self.relay.ready(running.channel)
         self._tell("running")
         watched: list[asyncio.Future[Any]] = [
@@ -178,6 +182,8 @@ class Keeper:
 
     async def _tear_down(self) -> None:
         self._tell("ending")
+        if self.accounts:
+            await self.accounts.stop()
         if self.failed:
             await self._be_heard()
         await self.relay.stop()

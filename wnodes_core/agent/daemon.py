@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from wnodes_core import processes
 from wnodes_core.agent import leases, requeueing
+from wnodes_core.agent.accounts import Accounts
 from wnodes_core.agent.collaborators import Parts as Parts
 from wnodes_core.agent.ending import Undoer
 from wnodes_core.agent.leases import Lease, State
@@ -48,7 +49,8 @@ class Daemon:
         self.verdicts = Verdicts(f"{self.settings.state_dir}/requeues.json")
         self.ports = Ports(lambda: self.settings.network, lambda: self.parts.hook_for(""))
         self.volumes = Volumes(lambda: self.settings.scratch, lambda: self.parts.hook_for(""), parts.settings.state_dir)
-        self.undoer = Undoer(parts.store, ports=self.ports, volumes=self.volumes)
+        self.accounts = Accounts()
+        self.undoer = Undoer(parts.store, ports=self.ports, volumes=self.volumes, accounts=self.accounts)
         self.accel: asyncio.Future[str] | None = None
         self.stopping = False
         self.started = time.time()

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 
+PASSED = ("TERM", "LANG", "LC_ALL", "TZ")  # what a second account is told of our environment
 DOOR = os.environ.get("WNODES_DOOR", "/run/wnodes/host.sock")
 ESCAPES = {code: "\\u%04x" % code for code in range(32)}
 ESCAPES.update({34: '\\"', 92: "\\\\"})
@@ -45,9 +46,12 @@ def make_raw():
 
 
 def request(tty):
-    environ = ",".join(quoted(name) + ":" + quoted(value) for name, value in os.environ.items())
     argv = [os.path.basename(sys.argv[0])] + sys.argv[1:]
-    text = '{"verb":"hostcmd","argv":[%s],"cwd":%s,"umask":%d,"exec":%s,"tty":%s,"environ":{%s}}\n' % (
+    verb, shown = ("become", PASSED) if argv[0] == "wnodes-run-as" else ("hostcmd", os.environ)
+    pairs = [(name, os.environ[name]) for name in shown if name in os.environ]
+    environ = ",".join(quoted(name) + ":" + quoted(value) for name, value in pairs)
+    text = '{"verb":"%s","argv":[%s],"cwd":%s,"umask":%d,"exec":%s,"tty":%s,"environ":{%s}}\n' % (
+        verb,
         ",".join(map(quoted, argv)),
         quoted(os.getcwd()),
         current_umask(),
