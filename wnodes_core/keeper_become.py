@@ -21,7 +21,9 @@ from wnodes_core.errors import HostError, LimitExceeded, RequestError, Transient
 from wnodes_core.guest import frames
 from wnodes_core.guest.channel import GuestChannel, decode, encode
 from wnodes_core.keeper_lease import Holding, read_line
+from wnodes_core.model import Mount
 from wnodes_core.plan import MOUNT_PORT, Plan
+from wnodes_core.policy import inside
 from wnodes_core.policy_become import Account
 from wnodes_core.storage import sshfs
 
@@ -42,7 +44,7 @@ uid=$1 gid=$2 groups=$3 folder=$4
 shift 4
 cd /
 exec setpriv --reuid "$uid" --regid "$gid" --groups "$groups" --inh-caps=-all -- \\
-    sh -c 'cd -- "$1" 2>/dev/null || cd -- "$HOME" || cd /; shift; exec "$@"' wnodes-run-as "$folder" "$@"
+    sh -c 'test "$1" && cd -- "$1" 2>/dev/null || cd -- "$HOME" || cd /; shift; exec "$@"' wnodes-run-as "$folder" "$@"
 """
 
 
@@ -197,9 +199,10 @@ class Accounts:
 
         stream = self._channel.new_stream(heard)
         leaving = asyncio.ensure_future(gone.wait())
+        ends: list[asyncio.Future[Any]] = [over, leaving, self._channel.lost]
         try:
             self._channel.send(frames.OPEN, 0, stream, encode(self._order(caller, wish, account)))
-            await asyncio.wait({over, leaving, self._channel.lost}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not over.done():
                 await self._hang_up(stream, over)
             return _checked(over.result()) if over.done() else {"code": 1}
@@ -209,7 +212,8 @@ class Accounts:
 
     async def _hang_up(self, stream: int, over: asyncio.Future[dict[str, Any]]) -> None:
         self._channel.send(frames.CONTROL, 0, stream, b'{"signal":15,"to":"group"}')
-        await asyncio.wait({over, self._channel.lost}, timeout=_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+        ends: list[asyncio.Future[Any]] = [over, self._channel.lost]
+        await asyncio.wait(ends, timeout=_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
         self._channel.send(frames.CONTROL, 0, stream, b'{"close":true}')  # by SIGKILL soon, if need be
 
     def _order(self, caller: int, wish: Wish, account: Account) -> dict[str, Any]:
@@ -222,8 +226,8 @@ class Accounts:
         ]
         groups = ",".join(map(str, dict.fromkeys([account.gid, *account.groups.values()])))
         ids = [str(account.uid), str(account.gid), groups]
-        folder = wish.cwd if posixpath.isabs(wish.cwd) else "/"
-        words = [str(len(hidden)), *hidden, str(len(account.mounts)), *shown, *ids, folder, *wish.argv]
+        words = [str(len(hidden)), *hidden, str(len(account.mounts)), *shown, *ids]
+        words += [self._folder(wish, account), *wish.argv]
         who = {"HOME": account.home, "USER": account.name, "LOGNAME": account.name, "SHELL": account.shell}
         return {
             "verb": "exec",
@@ -233,6 +237,17 @@ class Accounts:
             "umask": wish.umask,
             "stdio_of": caller,
         }
+
+    def _folder(self, wish: Wish, account: Account) -> str:
+        """Where the command begins: where its caller is, unless that is a folder which it is not to see."""
+        path = posixpath.normpath(wish.cwd)
+        seen, hidden = _deepest(path, account.mounts), _deepest(path, self._plan.mounts)
+        return path if posixpath.isabs(path) and seen >= hidden else ""
+
+
+def _deepest(path: str, mounts: Sequence[Mount]) -> int:
+    """How long the target is of the mount in which a path lies, 0 for none."""
+    return max((len(each.target) for each in mounts if inside(path, each.target)), default=0)
 
 
 def _checked(ending: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,8 @@ class Accounts:
         try:
             heard = _heard(told)
             if not heard.get("ok"):
-                raise from_dict(heard.get("error") or HostError(f"gateway of {resource.name}: it ended").to_dict())
+                untold: dict[str, Any] = dict(HostError(f"gateway of {resource.name}: it ended").to_dict())
+                raise from_dict(heard.get("error") or untold)
             if lease.keeper:  # so that the job's limits, and its end, are the gateway's
                 homes.join(lease.keeper, [process])
             lease.journal.made(resource, pid=process.pid, started=process.started)

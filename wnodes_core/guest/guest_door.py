@@ -85,7 +85,7 @@ class Door:
     def _read(self, fd: int, caller: Caller, link: pump.Link) -> None:
         room = socket.CMSG_SPACE(3 * 4)
         try:
-            data, extra, _, _ = caller.connection.recvmsg(_CHUNK, room)
+            data, extra, _, _ = caller.connection.recvmsg(_CHUNK, room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:

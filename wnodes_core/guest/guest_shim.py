@@ -90,21 +90,24 @@ def main():
     tty = terminal()
     data = request(tty)
     fds = array.array("i", [0, 1, 2])
-    sent = door.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-    if sent < len(data):
-        door.sendall(data[sent:])
+    try:
+        sent = door.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)], socket.MSG_NOSIGNAL)
+        door.sendall(data[sent:], socket.MSG_NOSIGNAL)
+    except OSError:
+        pass  # whoever is not let in learns it below
     saved = make_raw() if tty != "null" else None
     reply = answer(door)
     if saved is not None:
         fcntl.ioctl(0, 0x5402, saved)
     if not reply:
-        sys.stderr.write("%s: the host has gone\n" % name)
+        sys.stderr.write("%s: the host has gone, or serves only the user of the job\n" % name)
         return 1
     ending = eval(reply.decode("utf-8"), {"true": True, "false": False, "null": None, "__builtins__": {}})
     if ending.get("error"):
         sys.stderr.write("%s: %s\n" % (name, ending["error"]))
     if ending.get("signal"):
-        signal.signal(ending["signal"], signal.SIG_DFL)
+        if ending["signal"] not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(ending["signal"], signal.SIG_DFL)
         os.kill(os.getpid(), ending["signal"])
     return ending.get("code", 1)
 
