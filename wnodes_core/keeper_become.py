@@ -271,7 +271,7 @@ def ask_wnodesd(daemon: str, question: dict[str, Any], ports: Callable[[str, int
                 given = [closing.enter_context(port) for port in ports(account.name, len(account.mounts))]
                 socket.send_fds(sock, [b'{"ports":true}\n'], [port.fileno() for port in given])
             _ok(sock)
-        except OSError as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TransientError(f"wnodesd at {daemon} does not answer: {error}") from error
     return account
 
