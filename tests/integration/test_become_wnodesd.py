@@ -151,6 +151,14 @@ def test_a_source_is_judged_with_the_account_s_rights(node: Pilots) -> None:
     until(lambda: not node.left(), "the lease is undone")
 
 
+def test_a_wnodesd_that_systemd_has_shut_in_says_so_and_serves_no_read_only_files(node: Pilots) -> None:
+    node.prefix = ["unshare", "--mount"]
+    node.start()
+    answer = node.ask(node.hold())
+    assert not answer["ok"] and "ProtectSystem=no" in answer["error"]["hint"]
+    assert not node.gateways()
+
+
 def test_more_mounts_than_ports_are_refused_and_named(node: Pilots) -> None:
     node.start(mounts=tuple(f"{node.home}:/m{n}" for n in range(5)))
     answer = node.ask(node.hold())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,6 +113,17 @@ def test_least_uid_is_read_from_login_defs(tmp_path: Any) -> None:
     path.write_text("# UID_MIN 5\nUID_MIN   1500 # x\nSYS_UID_MIN 100\n")
     assert policy_become.least_uid(str(path)) == 1500
     assert policy_become.least_uid(str(tmp_path / "none")) == 0
+
+
+def test_the_sample_of_the_documentation_does_what_the_page_says(tmp_path: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs/grid.md").read_text()
+    (sample,) = re.findall(r"(?ms)^```yaml settings\n(.*?)^```$", text)
+    (tmp_path / "wnodes.yaml").write_text(sample)
+    rules = settings.load(tmp_path / "wnodes.yaml").policy
+    assert ask("alice", rules=rules).mounts == ()
+    assert ask("bob", rules=rules).mounts == (Mount("/cvmfs", "/cvmfs", True), Mount("/scratch/bob", "/home/bob"))
+    with pytest.raises(RequestError):
+        ask("edge", rules=rules)
 
 
 @pytest.mark.parametrize("word", ["'*'", "alice*", "'1001'", "../x", "'@'", "'alice bob'"])

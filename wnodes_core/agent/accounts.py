@@ -10,6 +10,7 @@ import json
 import os
 import selectors
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -40,6 +41,11 @@ class Accounts:
         Raises WnodesError; what was made until then is in the journal.
         """
         self.reap()
+        if _shut_in():
+            raise WnodesError(
+                "wnodesd has a view of its own of the node's files, and so would the gateways of other accounts",
+                hint="a drop-in for its unit with ProtectSystem=no and the like: docs/grid.md",
+            )
         for resource in of_account(lease, account.name):
             self.end(lease, resource)
             lease.journal.gone(resource)
@@ -95,6 +101,12 @@ def of_account(lease: Lease, name: str = "") -> list[Resource]:
     return [each for each in found if name in ("", each.data.get("account"))]
 
 
+def _shut_in() -> bool:
+    """Whether we are in a mount namespace of our own, as systemd's ProtectSystem= makes one: read-only."""
+    own, first = (os.stat(f"/proc/{process}/ns/mnt").st_ino for process in ("self", 1))
+    return own != first
+
+
 @contextmanager
 def _pipes() -> Iterator[tuple[list[int], list[int]]]:
     """Two pipes, (reader, writer) each, closed at the end as far as they still are open."""
@@ -108,11 +120,11 @@ def _pipes() -> Iterator[tuple[list[int], list[int]]]:
 
 def _heard(fd: int) -> dict[str, Any]:
     """The child's one line; {} if it ends without. Raises TransientError past ``READY_S``."""
-    text = b""
+    text, deadline = b"", time.monotonic() + READY_S  # the account might make its own process speak slowly
     with selectors.DefaultSelector() as selector:
         selector.register(fd, selectors.EVENT_READ)
         while not text.endswith(b"\n") and len(text) < _MAX_TOLD:
-            if not selector.select(READY_S):
+            if not selector.select(max(0.0, deadline - time.monotonic())):
                 raise TransientError(f"a second account's gateway is not ready within {READY_S:g} s")
             if not (data := os.read(fd, _MAX_TOLD)):
                 break
