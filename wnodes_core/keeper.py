@@ -118,7 +118,7 @@ class Keeper:
         if self.plan.run_as:
             from wnodes_core.keeper_become import Accounts  # 10 ms that few sites' jobs need
 
-            self.accounts = Accounts(self.plan, running.channel, self.holding)
+            self.accounts = Accounts(self.lifecycle.plan, running.channel, self.holding)
             self.relay.on_become = self.accounts.opened
         self.relay.ready(running.channel)
         self._tell("running")
