@@ -46,9 +46,9 @@ class Pilots(Node):
         self.live.write_text("7 8")
         super().start(policy=policy, **config)
 
-    def hold(self, job: str = "7") -> dict:
+    def hold(self, job: str = "7", ports: int = 4) -> dict:
         """A lease whose keeper waits for questions."""
-        self.call(op="prepare", lrms="fake", request={"image": "known", "spare_mounts": 4}, job={
+        self.call(op="prepare", lrms="fake", request={"image": "known", "spare_mounts": ports}, job={
             "lrms": "fake", "job_id": job, "node": "n0", "uid": UID, "gid": UID, "user": "u" if job == "7" else "other"})  # fmt: skip
         step = self.step(job)
         step.launch(how="become")
@@ -104,7 +104,7 @@ def test_gateways_are_the_account_s_and_end_with_the_lease(node: Pilots) -> None
 def test_an_account_that_is_not_sanctioned_gets_nothing(node: Pilots, account: object) -> None:
     node.start()
     answer = node.ask(node.hold(), account)
-    assert not answer["ok"] and "account" in answer["error"]["message"] and len(answer["error"]["message"]) < 400
+    assert not answer["ok"] and f"account {str(account)[:70]!r}" in answer["error"]["message"] and len(answer["error"]["message"]) < 400
     assert not node.gateways() and node.call(op="status")["ok"]
 
 
@@ -129,6 +129,7 @@ def test_only_the_keeper_that_holds_the_lease_may_ask(node: Pilots) -> None:
     step.launch(how=json.dumps({"op": "become", "account": ALICE, **stolen}))  # nor one of the very job's
     assert "not yours" in str(step.expect("answer"))
     assert not node.gateways()
+    assert node.ask(mine)["ok"], "and the keeper may"
 
 
 @pytest.mark.parametrize(("hand", "more"), [("file", 0), ("unconnected", 0), ("tcp", 0), ("ports", -1), ("ports", 1), ("ports", -2)])
@@ -140,6 +141,7 @@ def test_what_is_no_port_is_refused(node: Pilots, hand: str, more: int) -> None:
     assert not answer["ok"] and answer["error"]["kind"] == "BadRequest", answer
     assert not node.gateways()
     until(lambda: len(os.listdir(f"/proc/{node.daemon.pid}/fd")) <= fds, "no file stays open")
+    assert node.ask(lease)["ok"], "what is one is not"
 
 
 def test_a_source_is_judged_with_the_account_s_rights(node: Pilots) -> None:
@@ -163,6 +165,13 @@ def test_more_mounts_than_ports_are_refused_and_named(node: Pilots) -> None:
     node.start(mounts=tuple(f"{node.home}:/m{n}" for n in range(5)))
     answer = node.ask(node.hold())
     assert answer["error"]["kind"] == "LimitExceeded" and "become_ports" in answer["error"]["hint"]
+    assert not node.gateways()
+
+
+def test_the_vm_s_own_ports_count_whatever_the_policy_says_since(node: Pilots) -> None:
+    node.start()
+    answer = node.ask(node.hold(ports=1))
+    assert answer["error"]["kind"] == "LimitExceeded" and "no free port" in answer["error"]["message"]
     assert not node.gateways()
 
 

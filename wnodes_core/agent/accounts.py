@@ -41,9 +41,9 @@ class Accounts:
         Raises WnodesError; what was made until then is in the journal.
         """
         self.reap()
-        if _shut_in():
+        if lease.keeper and not _same_view(lease.keeper):
             raise WnodesError(
-                "wnodesd has a view of its own of the node's files, and so would the gateways of other accounts",
+                "wnodesd sees other files than the job does, and so would the gateways of other accounts",
                 hint="a drop-in for its unit with ProtectSystem=no and the like: docs/grid.md",
             )
         for resource in of_account(lease, account.name):
@@ -101,10 +101,12 @@ def of_account(lease: Lease, name: str = "") -> list[Resource]:
     return [each for each in found if name in ("", each.data.get("account"))]
 
 
-def _shut_in() -> bool:
-    """Whether we are in a mount namespace of our own, as systemd's ProtectSystem= makes one: read-only."""
-    own, first = (os.stat(f"/proc/{process}/ns/mnt").st_ino for process in ("self", 1))
-    return own != first
+def _same_view(keeper: Process) -> bool:
+    """Whether the job sees the node's files as we do: not with systemd's ProtectSystem=, or a ``/tmp`` of its own."""
+    try:
+        return os.readlink(f"/proc/{keeper.pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt") and processes.alive(keeper)
+    except OSError:
+        return False
 
 
 @contextmanager
