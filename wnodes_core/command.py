@@ -155,11 +155,13 @@ def spawn(
     cwd: str = "/",
     new_session: bool = True,
     before_exec: Callable[[], None] | None = None,
+    become: tuple[int, int, Sequence[int]] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a long-lived helper and return at once; streams default to /dev/null.
+    """Start a long-lived helper and return at once; streams default to /dev/null. ``become`` as in ``run``.
 
     Raises CommandError when it cannot be started.
     """
+    uid, gid, groups = become or (None, None, None)
     try:
         return subprocess.Popen(
             list(argv),
@@ -170,6 +172,9 @@ def spawn(
             cwd=cwd,
             pass_fds=tuple(pass_fds),
             start_new_session=new_session,
+            user=uid,
+            group=gid,
+            extra_groups=groups,
             preexec_fn=before_exec,
         )
     except OSError as error:

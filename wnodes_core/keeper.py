@@ -68,6 +68,7 @@ class Keeper:
         self.state = "starting"
         self.reason = ""
         self.failed = False
+        self.accounts: Any = None  # ``keeper_become.Accounts``, where the site lets a job become another
         self._end = asyncio.Event()
         self.relay = Relay(f"{plan.folder}/keeper.sock")
         self.relay.on_last_closed = self._launchers_gone
@@ -114,6 +115,11 @@ class Keeper:
         return None
 
     async def _serve(self, running: Running) -> None:
+        if self.plan.run_as:
+            from wnodes_core.keeper_become import Accounts  # 10 ms that few sites' jobs need
+
+            self.accounts = Accounts(self.lifecycle.plan, running.channel, self.holding)
+            self.relay.on_become = self.accounts.opened
         self.relay.ready(running.channel)
         self._tell("running")
         watched: list[asyncio.Future[Any]] = [
@@ -178,6 +184,8 @@ class Keeper:
 
     async def _tear_down(self) -> None:
         self._tell("ending")
+        if self.accounts:
+            await self.accounts.stop()
         if self.failed:
             await self._be_heard()
         await self.relay.stop()

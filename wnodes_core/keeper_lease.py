@@ -22,8 +22,8 @@ class Holding:
     """Holds a lease by an open connection. ``claim`` first, then ``start`` inside the event loop."""
 
     def __init__(self, daemon: str, lease: str, token: str) -> None:
-        self._daemon = daemon
-        self._hello = {"op": "hold", "lease": lease, "token": token}
+        self.daemon = daemon
+        self.hello = {"op": "hold", "lease": lease, "token": token}
         self._socket: socket.socket | None = None
         self.fds: list[int] = []  # what the daemon handed us open with its grant
         self._writer: asyncio.StreamWriter | None = None
@@ -40,11 +40,11 @@ class Holding:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(CLAIM_TIMEOUT_S)
         try:
-            _connect(sock, self._daemon)
-            sock.sendall(json.dumps(self._hello).encode() + b"\n")
-            reply, self.fds = _read_line(sock)
+            _connect(sock, self.daemon)
+            sock.sendall(json.dumps(self.hello).encode() + b"\n")
+            reply, self.fds = read_line(sock)
         except OSError as error:
-            raise TransientError(f"wnodesd at {self._daemon} does not answer: {error}") from error
+            raise TransientError(f"wnodesd at {self.daemon} does not answer: {error}") from error
         if not reply.get("ok"):
             raise from_dict(reply.get("error", {}))
         self._socket = sock
@@ -95,8 +95,8 @@ class Holding:
             reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
             self._socket = None
         else:
-            reader, self._writer = await asyncio.open_unix_connection(self._daemon)
-            self._writer.write(json.dumps(self._hello).encode() + b"\n")
+            reader, self._writer = await asyncio.open_unix_connection(self.daemon)
+            self._writer.write(json.dumps(self.hello).encode() + b"\n")
         if self._last is not None:
             self._writer.write(json.dumps(self._last).encode() + b"\n")
         return reader
@@ -125,7 +125,8 @@ def _connect(sock: socket.socket, path: str) -> None:
             time.sleep(0.01)
 
 
-def _read_line(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def read_line(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """One answer of wnodesd's, and the open files that came with it. Raises OSError."""
     deadline = time.monotonic() + CLAIM_TIMEOUT_S
     line, handed = b"", []
     while not line.endswith(b"\n"):

@@ -257,7 +257,7 @@ class Lifecycle:
 
     async def _set_up(self, channel: GuestChannel) -> None:
         user = self.plan.user
-        commands = list(self.plan.host_commands)
+        commands = [*self.plan.host_commands, *(["wnodes-run-as"] if self.plan.run_as else [])]
         await channel.request(
             "setup",
             host_name=self.plan.host_name,

@@ -53,10 +53,11 @@ class User:
         except KeyError:
             raise RequestError(f"uid {uid} has no account on this node") from None
         gids = dict.fromkeys([gid, *os.getgrouplist(entry.pw_name, gid)])
-        return cls(entry.pw_name, uid, gid, entry.pw_dir, {_group_name(g): g for g in gids})
+        return cls(entry.pw_name, uid, gid, entry.pw_dir, {group_name(g): g for g in gids})
 
 
-def _group_name(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """A group's name, made up for one that has none."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
@@ -73,7 +74,8 @@ class Plan:
     ``mount_ports`` and ``most_mib`` are given by a template's builder, whose guest has no mounts yet.
     ``storage`` names the providers that may serve mounts, best first; ``exports`` is what wnodesd made for some, by
     the mount's number. ``scratch`` is the lease's own empty disk, if the job is to have one; ``scratch_at`` are the
-    guest's folders that lie on it.
+    guest's folders that lie on it. ``spare_mounts`` is room for mounts of accounts that the job may become;
+    ``run_as`` says that the guest may ask for one, be it to be refused with a reason.
     """
 
     lease: str
@@ -100,6 +102,8 @@ class Plan:
     slot: str = ""
     fallback: str = ""
     exports: Mapping[str, Any] = field(default_factory=dict)
+    spare_mounts: int = 0
+    run_as: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -178,13 +182,18 @@ class Plan:
     @property
     def channels(self) -> tuple[Channel, ...]:
         """The ports of the VM; a template's guest has more for mounts than this job may need."""
-        ports = max(len(self.mounts), self.template.mount_ports if self.template else self.mount_ports)
+        ports = max(self.served_ports, self.template.mount_ports if self.template else self.mount_ports)
         mounts = (Channel(MOUNT_PORT.format(i), self._mount_path(i)) for i in range(ports))
         qga = (Channel(QGA_PORT, self.qga_socket),) if self.image.facts.get("agent") == "qemu-ga" else ()
         return (Channel(AGENT_PORT, self.agent_socket), *mounts, *qga)
 
     def _mount_path(self, index: int) -> str:
-        return self.mount_socket(index) if index < len(self.mounts) else ""
+        return self.mount_socket(index) if index < self.served_ports else ""
+
+    @property
+    def served_ports(self) -> int:
+        """Ports of mounts that have a host side: the mounts' own, then the spare ones."""
+        return len(self.mounts) + self.spare_mounts
 
     @property
     def disks(self) -> tuple[Disk, ...]:
@@ -283,5 +292,7 @@ def make(
         storage=request.storage or settings.storage.order,
         scratch=settings.scratch.disk_for(request.scratch_mib, lease, folder),
         scratch_at=settings.scratch.shown_at,
+        spare_mounts=request.spare_mounts,
+        run_as=any(rule.may_become for rule in settings.policy),
         port=settings.network.port_for(request.network, request.rate_mbit, lease, job.uid),
     ).to_dict()

@@ -1,8 +1,8 @@
 """What a job may have: the site's rules applied to one request, then the site's own plug-ins.
 
 Rules that match are put together in order: of ``default_image``, ``default_network``, ``storage``, ``max_cpus`` and
-``max_memory_mib`` the last one given wins; ``mounts``, ``images``, ``networks`` and ``allow_mounts`` add up. Where
-no matching rule gives ``images`` or ``allow_mounts`` nothing is denied: mounts are served with the
+``max_memory_mib`` the last one given wins; ``mounts``, ``images``, ``networks``, ``may_become`` and ``allow_mounts``
+add up. Where no matching rule gives ``images`` or ``allow_mounts`` nothing is denied: mounts are served with the
 user's own rights anyway. A plug-in of ``wnodes_request_admit`` is the site's word too, so what it
 changes is checked for sense (targets, the job's own limits) but not against the rules again.
 
@@ -33,6 +33,7 @@ _GUEST_TREES = (
 )
 _GUEST_FOLDERS = ("/", "/var", "/var/lib")
 MAX_MOUNTS = 24  # each is a port; a virtio-serial controller has 31
+BECOME_PORTS = 4  # of them, for accounts that a job may become, if its rule says no number
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def admit(
     request = replace(request, mounts=arranged(request.mounts + site))
     if work_dir := work_dir_mount(job, request.mounts):
         request = replace(request, mounts=arranged((*request.mounts, work_dir)))
+    request = replace(request, spare_mounts=min(become_ports(rule), MAX_MOUNTS - len(request.mounts)))
     request = policy_network.admitted(request, job, rule, settings.network)
-    if hook is not None:
-        request = _asked_plugins(request, job, hook)
+    request = asked_plugins(request, job, hook)
     _check_job_limits(request, job)
     return request
 
@@ -107,6 +108,8 @@ def rule_for(job: Job, rules: Iterable[Rule], person: Callable[[], Person]) -> R
             networks=_added(merged.networks, rule.networks),
             default_network=rule.default_network or merged.default_network,
             storage=rule.storage or merged.storage,
+            may_become=merged.may_become + rule.may_become,
+            become_ports=rule.become_ports or merged.become_ports,
             mounts=merged.mounts + tuple(m for m in rule.mounts if m not in merged.mounts),
             default_image=rule.default_image or merged.default_image,
             max_cpus=rule.max_cpus or merged.max_cpus,
@@ -115,6 +118,11 @@ def rule_for(job: Job, rules: Iterable[Rule], person: Callable[[], Person]) -> R
             max_scratch_mib=rule.max_scratch_mib or merged.max_scratch_mib,
         )
     return merged
+
+
+def become_ports(rule: Rule) -> int:
+    """How many mounts the accounts that a job may become can have in its VM, together."""
+    return (rule.become_ports or BECOME_PORTS) if rule.may_become else 0
 
 
 def _added(old: tuple[str, ...] | None, new: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -258,7 +266,10 @@ def arranged(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
     return tuple(sorted(by_target.values(), key=lambda m: m.target.split("/")))
 
 
-def _asked_plugins(request: VmRequest, job: Job, hook: Any) -> VmRequest:
+def asked_plugins(request: VmRequest, job: Job, hook: Any) -> VmRequest:
+    """The request as the site's plug-ins want it; ``hook`` None asks none. Raises BrokenPlugin, or what one raises."""
+    if hook is None:
+        return request
     changed: list[VmRequest] = [
         answer for answer in hook.wnodes_request_admit(request=request, job=job) if answer != request
     ]

@@ -137,6 +137,7 @@ class VmRequest:
     mounts: tuple[Mount, ...] = ()
     start: str = ""  # cold, warm or auto; '' = auto
     trace: str = ""  # yes: one line on stderr says where the start's time went
+    spare_mounts: int = 0  # room for those of accounts that its job may become: the site's word as well
     storage: tuple[str, ...] = ()  # who may serve its mounts, best first: the site's word, never the user's
 
     @classmethod

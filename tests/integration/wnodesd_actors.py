@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -76,6 +77,8 @@ def keeper(path, grant, how):
         started = int(stat.read().rpartition(")")[2].split()[19])
     write(grant, "made", child.pid, started)
     say(role="keeper", hold=reply, child=child.pid)
+    if how == "become":
+        threading.Thread(target=becoming, args=(path, grant), daemon=True).start()
     if how == "fail":
         error = {"kind": "BootTimeout", "message": "the guest never answered", "hint": ""}
         say(role="keeper", verdict=line.ask(event="state", state="failed", error=error))
@@ -100,6 +103,45 @@ def keeper(path, grant, how):
             write(grant, "gone", child.pid, started)
             say(role="keeper", ended=message["reason"])
             os._exit(0)
+
+
+def becoming(path, grant):
+    """Ask for accounts as a test wants it: ``{"message", "hand", "count", "again"}`` a connection of ``ask.sock``."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{grant['folder']}/ask.sock")
+    listener.listen(64)
+    kept = []  # the guest's ends: a gateway ends with them
+    while True:
+        test, _ = listener.accept()
+        threading.Thread(target=become, args=(path, grant, test, kept)).start()
+
+
+def become(path, grant, test, kept):
+    wanted = json.loads(test.makefile("rb").readline())
+    line = Line(path)
+    message = {"op": "become", "lease": grant["lease"], "token": grant["token"], **wanted["message"]}
+    heard = [line.ask(**message)]
+    count = len(heard[0].get("account", {}).get("mounts", ())) + wanted.get("more", 0)
+    if heard[0]["ok"] and wanted["hand"] != "nothing":
+        ends = [handed(wanted["hand"]) for _ in range(count)]
+        kept.extend(ends)
+        fds = [each[0].fileno() for each in ends]
+        socket.send_fds(line.sock, [b"{}\n"], fds) if fds else line.sock.sendall(b"{}\n")
+        heard.append(line.read())
+    test.sendall(json.dumps(heard).encode() + b"\n")
+
+
+def handed(what):
+    """(what the daemon gets, what we keep)."""
+    if what == "file":
+        return open("/dev/zero"), None
+    if what == "unconnected":
+        return socket.socket(socket.AF_UNIX), None
+    if what == "tcp":
+        listener = socket.create_server(("127.0.0.1", 0))
+        return socket.create_connection(listener.getsockname()), listener
+    mine, theirs = socket.socketpair()
+    return theirs, mine
 
 
 def write(grant, op, pid, started):

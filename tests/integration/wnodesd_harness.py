@@ -81,6 +81,7 @@ class Node:
         self.log = self.folder / "log"
         self.daemon: subprocess.Popen[bytes] | None = None
         self.steps: list[Step] = []
+        self.prefix: list[str] = []  # of the daemon's argv
 
     def start(self, *, ready: bool = True, **config) -> None:
         places = {"state_dir": str(self.state), "run_dir": str(self.run), "live": str(self.live)}
@@ -89,7 +90,7 @@ class Node:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, self.log.open("ab") as log:
             told.bind(str(self.folder / f"notify{time.monotonic_ns()}"))
             environ = {"NOTIFY_SOCKET": told.getsockname(), "PATH": "/usr/bin:/bin"}
-            argv = [self.python, "-I", HERE / "wnodesd_main.py", path]
+            argv = [*self.prefix, self.python, "-I", HERE / "wnodesd_main.py", path]
             self.daemon = subprocess.Popen(argv, stderr=log, env=environ)
             if ready:
                 told.settimeout(PATIENCE_S)

@@ -22,7 +22,7 @@ from wnodes_core.journal import Journal
 from wnodes_core.model import Image, Job, Owner
 from wnodes_core.network import bridge
 from wnodes_core.settings.network import NetworkRule, NetworkSettings
-from wnodes_core.settings.schema import StorageSettings, VmSettings, WarmSettings
+from wnodes_core.settings.schema import Rule, StorageSettings, VmSettings, WarmSettings
 from wnodes_core.settings.scratch import ScratchSettings
 from wnodes_core.storage import lvm, nfs
 
@@ -87,6 +87,9 @@ class Hook:
 
     def wnodes_volume_list(self, **given):
         return [lvm.wnodes_volume_list(**given)]
+
+    def wnodes_request_admit(self, request, job):
+        return []
 
     def wnodes_lease_changed(self, lease, event):
         if event == "held":
@@ -175,6 +178,7 @@ def main():
         scratch=ScratchSettings(**config.get("scratch", {})),
         vm=VmSettings(),
         network=networks(config.get("networks", [])),
+        policy=tuple(Rule(**{k: tuple(v) for k, v in rule.items()}) for rule in config.get("policy", [])),
         lrms={"fake": {"advertise": True, "node": "n0"}},
         daemon=SimpleNamespace(
             socket=config["run_dir"] + "/wnodesd.sock",

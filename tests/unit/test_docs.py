@@ -20,6 +20,7 @@ RUN_BY = {
     ("tutorial.md", "console"): "test_tutorial", ("howto-plugins.md", "console"): "test_tutorial",
     ("howto.md", "yaml"): "test_howto", ("howto.md", "python"): "test_howto",
     ("storage.md", "yaml"): "test_network_policy", ("network.md", "yaml"): "test_network_policy", ("network.md", "console"): "test_docs",
+    ("grid.md", "yaml"): "test_policy_become",
     ("hooks.md", "python"): "test_house", ("benchmarks.md", "sh"): "test_docs", ("index.md", "{toctree}"): "test_docs",
 }  # fmt: skip
 PAGES = sorted(path.name for path in docs_kit.DOCS.glob("*.md"))

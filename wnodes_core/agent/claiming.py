@@ -34,7 +34,7 @@ class Claiming:
         """A slot that fits, and is this lease's from now on."""
         if not self._pool.idle or not await self._daemon.quick(sees_the_same, connection.peer.pid):
             return None
-        return self._pool.take(lease, plan.get("template"), len(plan.get("mounts", ())))
+        return self._pool.take(lease, plan.get("template"), len(plan.get("mounts", ())) + plan.get("spare_mounts", 0))
 
     def note(self, lease: Lease, slot: Slot) -> None:
         """Intent before effect; blocks for an fsync."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from wnodes_core import policy_become
 from wnodes_core.command import PATH
 from wnodes_core.journal import Journal
 from wnodes_core.model import VmRequest
@@ -25,6 +26,7 @@ class Parts:
     person: Callable[[int], Any]  # the image store's view of a uid
     # Raises LimitExceeded for a job too small for its VM: (request, job, settings, accel).
     check_size: Callable[..., object] = field(default=lambda *facts: None)
+    sanctioned: Callable[..., policy_become.Account] = field(default=policy_become.sanctioned)
     reload: Callable[[], Any] | None = None
     backend: Callable[[], Any] = field(default=lambda: Plugins(builtins=()).hook)  # asked about templates only
     journal: type[Journal] = Journal

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from wnodes_core import processes
 from wnodes_core.agent import leases, requeueing
+from wnodes_core.agent.accounts import Accounts
 from wnodes_core.agent.collaborators import Parts as Parts
 from wnodes_core.agent.ending import Undoer
 from wnodes_core.agent.exports import Exports
@@ -50,7 +51,9 @@ class Daemon:
         self.ports = Ports(lambda: self.settings.network, lambda: self.parts.hook_for(""))
         self.volumes = Volumes(lambda: self.settings.scratch, lambda: self.parts.hook_for(""), parts.settings.state_dir)
         self.exports = Exports(lambda: self.parts.hook_for(""), self.settings.run_dir)
-        self.undoer = Undoer(parts.store, ports=self.ports, volumes=self.volumes, exports=self.exports)
+        self.accounts = Accounts()
+        makers: dict[str, Any] = {"ports": self.ports, "volumes": self.volumes, "exports": self.exports}
+        self.undoer = Undoer(parts.store, accounts=self.accounts, **makers)
         self.accel: asyncio.Future[str] | None = None
         self.stopping = False
         self.started = time.time()

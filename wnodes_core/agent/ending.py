@@ -16,6 +16,7 @@ from typing import Any
 
 from wnodes_core import command, processes
 from wnodes_core.agent import homes, leases
+from wnodes_core.agent.accounts import Accounts
 from wnodes_core.agent.exports import Exports
 from wnodes_core.agent.leases import Lease
 from wnodes_core.agent.ports import Ports
@@ -25,7 +26,9 @@ from wnodes_core.files import remove_tree
 from wnodes_core.journal import Resource
 from wnodes_core.model import Process
 
-ORDER = ("keeper", "slot", "export", "port", "volume", "cgroup", "template", "use", "folder", "marker", "lease")
+ORDER = (
+    "keeper", "slot", "account", "export", "port", "volume", "cgroup", "template", "use", "folder", "marker", "lease",
+)  # fmt: skip
 USER_UNDO_S = 60.0
 # A user can make the replay of their own journal fail for ever (it is their file). After so many
 # tries, with every process of the lease ended, the folder goes all the same.
@@ -43,10 +46,12 @@ class Undoer:
         ports: Ports | None = None,
         volumes: Volumes | None = None,
         exports: Exports | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self._store = store
         self._makers: dict[str, Ports | Volumes | Exports | None]
         self._makers = {"port": ports, "volume": volumes, "export": exports}
+        self._accounts = accounts or Accounts()
         self._user_undo = user_undo or replay_as_user
         self.let_out: Callable[[Lease, Resource], object] = lambda lease, resource: None
         self.end_slot: Callable[[Resource], object] = lambda resource: None
@@ -74,8 +79,8 @@ class Undoer:
         match resource.kind:
             case "keeper":
                 self._end_processes(lease)
-            case "export" | "port" | "volume":
-                self._detach(resource)
+            case "account" | "export" | "port" | "volume":
+                self._detach(lease, resource)
             case "slot":
                 self.end_slot(resource)
             case "cgroup":
@@ -91,8 +96,10 @@ class Undoer:
             case "marker":
                 leases.remove_marker(lease)
 
-    def _detach(self, resource: Resource) -> None:
-        if maker := self._makers[resource.kind]:
+    def _detach(self, lease: Lease, resource: Resource) -> None:
+        if resource.kind == "account":
+            self._accounts.end(lease, resource)
+        elif maker := self._makers[resource.kind]:
             maker.detach(resource)
 
     def _end_processes(self, lease: Lease) -> None:

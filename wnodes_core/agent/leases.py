@@ -65,6 +65,7 @@ class Lease:
     error: dict[str, Any] | None = None
     boot_id: str = ""
     timing: Timing = field(default_factory=Timing)
+    accounts: dict[str, int] = field(default_factory=dict)  # uids of those that its job has become, by name
     # From here on: this process's memory only.
     keeper_state: str = ""
     ran: bool = False  # its keeper has said once that the VM runs
@@ -104,6 +105,7 @@ class Lease:
             "error": self.error,
             "boot_id": self.boot_id,
             "trace": self.timing.facts(),
+            "accounts": self.accounts,
         }
 
     def save(self) -> None:
@@ -126,6 +128,7 @@ class Lease:
             "home": self.home,
             "since": self.created,
             **self.timing.shown(),
+            "accounts": self.accounts,
             "reason": self.reason,
             "error": self.error,
             "keeper_pid": self.keeper.pid if self.keeper else 0,
@@ -248,6 +251,7 @@ def load(path: Path, journal_type: type[Journal]) -> Lease | None:
         error=data["error"],
         boot_id=data["boot_id"],
         timing=Timing.from_facts(data["trace"]),
+        accounts=data.get("accounts", {}),
     )
 
 

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 
-FIELDS = ("event", "lease", "job", "uid", "reason", "error", "seconds")
+FIELDS = ("event", "lease", "job", "uid", "account", "reason", "error", "seconds")
 
 
 class JsonFormatter(logging.Formatter):

@@ -12,6 +12,7 @@ from typing import Any
 from wnodes_core import __version__
 from wnodes_core.agent import words
 from wnodes_core.agent.admitting import Admitting
+from wnodes_core.agent.becoming import Becoming
 from wnodes_core.agent.daemon import Daemon
 from wnodes_core.agent.holding import Holding
 from wnodes_core.agent.images import Images
@@ -39,11 +40,13 @@ class Operations:
         self.admitting = Admitting(daemon, self.images)
         self.launching = Launching(daemon, self.images, self.warm, self.admitting, self.pool)
         self.holding = Holding(daemon, self.warm)
+        self.becoming = Becoming(daemon)
         self._table: dict[str, Callable[[Connection, dict[str, Any]], Awaitable[Reply]]] = {
             "prepare": self.prepare,
             "finish": self.finish,
             "launch": self.launching.launch,
             "hold": self.holding.hold,
+            "become": self.becoming.become,
             "leases": self.leases,
             "status": self.status,
             "release": self.release,

@@ -6,6 +6,7 @@ client's words.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import json
 import os
@@ -20,6 +21,7 @@ from wnodes_core.errors import BadRequest
 
 MAX_LINE = 64 << 10
 FIRST_LINE_S = 10.0  # how long a client may think before it says what it wants
+_HANDING = 64  # bytes of the message that open files come with
 SEND_S = 10.0  # a client that does not read for so long is dropped
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5; not in Python 3.11's socket module
 
@@ -108,6 +110,37 @@ class Connection:
             self._writer.transport.abort()
             return False
         return True
+
+    def hold_back(self) -> None:
+        """Leave what the client sends from now on in the socket, for ``handed``."""
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    async def handed(self, count: int, timeout_s: float) -> list[int]:
+        """The open files that come with the client's next message, after ``hold_back``; they are the caller's to close.
+
+        Raises BadRequest unless it is exactly so many, in time.
+        """
+        loop, ready, numbers = asyncio.get_running_loop(), asyncio.Event(), array.array("i")
+        with socket.socket(fileno=os.dup(self._writer.get_extra_info("socket").fileno())) as sock:
+            loop.add_reader(sock, ready.set)
+            try:
+                await asyncio.wait_for(ready.wait(), timeout_s)
+                room = socket.CMSG_LEN(count * numbers.itemsize)
+                _, extra, flags, _ = sock.recvmsg(_HANDING, room, socket.MSG_CMSG_CLOEXEC)
+            except (TimeoutError, OSError):
+                raise BadRequest(f"want {count} open files within {timeout_s:g} s") from None
+            finally:
+                loop.remove_reader(sock)
+                self._writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for level, kind, data in extra:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+        fds = numbers.tolist()
+        if len(fds) != count or flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise BadRequest(f"want {count} open files in one message")
+        return fds
 
     def close(self) -> None:
         """Close; safe to call twice."""

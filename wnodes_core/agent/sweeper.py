@@ -53,6 +53,7 @@ class Sweeper:
         await self._daemon.slow(self._stray_folders)
         await self._daemon.slow(self._daemon.ports.mend)
         await self._daemon.slow(self._daemon.volumes.sweep, self._known)
+        await self._daemon.quick(self._daemon.accounts.reap)
         await self._daemon.slow(self._purge)
         await self._warm.tend()
 

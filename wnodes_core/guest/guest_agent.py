@@ -116,9 +116,12 @@ class Agent:
     def _exec(self, stream: int, args: dict[str, Any]) -> None:
         environ = args["environ"]
         environ["WNODES_EXEC"] = str(stream)
-        if self._bin and not args.get("linger") and self._bin not in environ.get("PATH", self._bin).split(":"):
+        ours = not (args.get("linger") or args.get("stdio_of"))  # no other account's, for which no host command runs
+        if self._bin and ours and self._bin not in environ.get("PATH", self._bin).split(":"):
             environ["PATH"] = self._bin + ":" + environ["PATH"]
         try:
+            if args.get("stdio_of"):
+                args["fds"] = self.door.stdio_of(args["stdio_of"])  # type: ignore[union-attr]
             command = guest_exec.spawn(self.link, stream, args)
         except (OSError, ValueError) as error:
             number = getattr(error, "errno", None) or 0
@@ -216,10 +219,10 @@ class Agent:
             if args.get("clock"):
                 guest_users.set_clock(args["clock"])
         if args.get("shim"):
-            self._open_door(args["shim"], args.get("commands", []))
+            self._open_door(args["shim"], args.get("commands", []), (args.get("user") or {"uid": 0})["uid"])
         return {}
 
-    def _open_door(self, shim: str, names: list[str]) -> None:
+    def _open_door(self, shim: str, names: list[str], uid: int) -> None:
         folder = self.root + "/usr/lib/wnodes/bin"  # not below /run: systemd guests mount that noexec
         for name in names:
             if "/" in name or name.startswith("."):
@@ -227,7 +230,7 @@ class Agent:
             guest_exec.put_file(folder + "/" + name, shim.encode("utf-8"), 0o755, -1, -1)
             self._bin = folder
         if self.door is None:
-            self.door = guest_door.Door(self.root + "/run/wnodes/host.sock")
+            self.door = guest_door.Door(self.root + "/run/wnodes/host.sock", uid)
 
     def verb_rest(self, stream: int, modules: list[list[str]]) -> dict[str, Any]:
         """Come to rest, to be saved and cloned: who the template is. From here on only ``wake`` is served."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import array
 import os
 import socket
+import struct
 from typing import Any
 
 from wnodes_core.guest import frames, guest_json, poller, pump
 
-MAX_REQUEST = 4 << 20
+MAX_REQUEST = frames.MAX_TO_HOST  # a longer one would end the channel
+_BECOMING = b'{"verb":"become",'  # its fds are for a command that runs here, as another account
 _CHUNK = 64 << 10
 
 
@@ -41,7 +43,8 @@ class Caller:
 class Door:
     """The listening socket and its callers."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, uid: int) -> None:
+        self._uid = uid
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         if os.path.lexists(path):
             os.unlink(path)
@@ -69,6 +72,11 @@ class Door:
                 connection = self._listener.accept()[0]
             except OSError:
                 return
+            # What the host does for the job it does not do for another account in its VM.
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            if struct.unpack("3i", peer)[1] not in (0, self._uid):
+                connection.close()
+                return
             connection.setblocking(False)
             self.callers[connection.fileno()] = Caller(connection)
         elif fd in self.callers:
@@ -77,7 +85,7 @@ class Door:
     def _read(self, fd: int, caller: Caller, link: pump.Link) -> None:
         room = socket.CMSG_SPACE(3 * 4)
         try:
-            data, extra, _, _ = caller.connection.recvmsg(_CHUNK, room)
+            data, extra, _, _ = caller.connection.recvmsg(_CHUNK, room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
@@ -94,6 +102,9 @@ class Door:
             self._open(caller, link)
 
     def _open(self, caller: Caller, link: pump.Link) -> None:
+        if caller.text.startswith(_BECOMING):
+            self._ask(caller, link, {}, {})
+            return
         fds = (caller.fds + [-1, -1, -1])[:3]
         sources, sinks = {}, {}
         for sub, fd in enumerate(fds):
@@ -107,6 +118,9 @@ class Door:
         for fd in caller.fds:
             os.close(fd)
         caller.fds = []
+        self._ask(caller, link, sources, sinks)
+
+    def _ask(self, caller: Caller, link: pump.Link, sources: dict[int, Any], sinks: dict[int, Any]) -> None:
         self._next += 1
         caller.stream = frames.GUEST_BIT | self._next
         caller.flow = pump.Flow(link, caller.stream, sources, sinks)
@@ -128,6 +142,14 @@ class Door:
             if caller.stream == stream:
                 return caller
         return None
+
+    def stdio_of(self, stream: int) -> list[int]:
+        """The fds 0-2 of a caller whose command runs here; whoever takes them closes them."""
+        caller = self.find(stream)
+        if caller is None:
+            raise ValueError("its caller has gone")
+        fds, caller.fds = (caller.fds + [-1, -1, -1])[:3], caller.fds[3:]
+        return fds
 
     def ended(self, caller: Caller, ending: dict[str, Any]) -> None:
         """The host's command is over: write out the rest and tell the shim."""

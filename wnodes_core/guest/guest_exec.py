@@ -108,12 +108,12 @@ def _streams(args: dict[str, Any]) -> tuple[list[int], dict[int, int], int]:
         master, slave = os.openpty()
         set_size(master, args["tty"]["rows"], args["tty"]["cols"])
         return [slave, slave, slave], {0: os.dup(master), 1: os.dup(master)}, master
-    theirs, ours = [-1, -1, -1], {}
+    theirs, ours = args.get("fds") or [-1, -1, -1], {}
     if args.get("port"):
         theirs[0] = guest_mounts.open_port(args["port"])
         theirs[1] = os.dup(theirs[0])
     for sub in (0, 1, 2):
-        if sub not in closed and theirs[sub] < 0:
+        if sub not in closed and theirs[sub] < 0 and not args.get("fds"):
             reader, writer = _pipe()
             theirs[sub], ours[sub] = (reader, writer) if sub == 0 else (writer, reader)
     return theirs, ours, -1

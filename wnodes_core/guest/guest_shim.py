@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 
+PASSED = ("TERM", "LANG", "LC_ALL", "TZ")  # what a second account is told of our environment
 DOOR = os.environ.get("WNODES_DOOR", "/run/wnodes/host.sock")
 ESCAPES = {code: "\\u%04x" % code for code in range(32)}
 ESCAPES.update({34: '\\"', 92: "\\\\"})
@@ -45,9 +46,12 @@ def make_raw():
 
 
 def request(tty):
-    environ = ",".join(quoted(name) + ":" + quoted(value) for name, value in os.environ.items())
     argv = [os.path.basename(sys.argv[0])] + sys.argv[1:]
-    text = '{"verb":"hostcmd","argv":[%s],"cwd":%s,"umask":%d,"exec":%s,"tty":%s,"environ":{%s}}\n' % (
+    verb, shown = ("become", PASSED) if argv[0] == "wnodes-run-as" else ("hostcmd", os.environ)
+    pairs = [(name, os.environ[name]) for name in shown if name in os.environ]
+    environ = ",".join(quoted(name) + ":" + quoted(value) for name, value in pairs)
+    text = '{"verb":"%s","argv":[%s],"cwd":%s,"umask":%d,"exec":%s,"tty":%s,"environ":{%s}}\n' % (
+        verb,
         ",".join(map(quoted, argv)),
         quoted(os.getcwd()),
         current_umask(),
@@ -68,7 +72,10 @@ def answer(door):
     """The line that says how the command ended; empty if it never came."""
     reply = b""
     while not reply.endswith(b"\n"):
-        chunk = door.recv(65536)
+        try:
+            chunk = door.recv(65536)
+        except OSError:  # a door that closes upon what it has not read
+            chunk = b""
         if not chunk:
             return b""
         reply += chunk
@@ -86,21 +93,24 @@ def main():
     tty = terminal()
     data = request(tty)
     fds = array.array("i", [0, 1, 2])
-    sent = door.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-    if sent < len(data):
-        door.sendall(data[sent:])
+    try:
+        sent = door.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)], socket.MSG_NOSIGNAL)
+        door.sendall(data[sent:], socket.MSG_NOSIGNAL)
+    except OSError:
+        pass  # whoever is not let in learns it below
     saved = make_raw() if tty != "null" else None
     reply = answer(door)
     if saved is not None:
         fcntl.ioctl(0, 0x5402, saved)
     if not reply:
-        sys.stderr.write("%s: the host has gone\n" % name)
+        sys.stderr.write("%s: the host has gone, or serves only the user of the job\n" % name)
         return 1
     ending = eval(reply.decode("utf-8"), {"true": True, "false": False, "null": None, "__builtins__": {}})
     if ending.get("error"):
         sys.stderr.write("%s: %s\n" % (name, ending["error"]))
     if ending.get("signal"):
-        signal.signal(ending["signal"], signal.SIG_DFL)
+        if ending["signal"] not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(ending["signal"], signal.SIG_DFL)
         os.kill(os.getpid(), ending["signal"])
     return ending.get("code", 1)
 

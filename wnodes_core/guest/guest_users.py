@@ -81,6 +81,9 @@ def add_user(user: dict[str, Any], groups: list[dict[str, Any]], etc: str) -> No
     """
     for group in groups:
         members = _plain(user["name"]) if user and group["gid"] != user["gid"] else ""
+        for old in read(etc + "/group").splitlines():
+            if old.startswith("%s:x:%d:" % (group["name"], group["gid"])):  # another account may be in it
+                members = ",".join(dict.fromkeys(filter(None, old.split(":")[3].split(",") + [members])))
         line = "%s:x:%d:%s" % (_plain(group["name"]), group["gid"], members)
         _put_line(etc + "/group", group["name"], group["gid"], line)
     if not user or user["uid"] == 0:

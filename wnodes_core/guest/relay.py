@@ -36,6 +36,7 @@ class Relay:
         self.on_last_closed: Callable[[], None] = lambda: None
         self.on_pause: PauseHook | None = None
         self.on_phase: Callable[[str, float], str] = lambda name, seconds: ""  # returns what to tell the launcher
+        self.on_become: Callable[[int, dict[str, Any]], None] | None = None
         self.first = FirstCommand(lambda name, seconds: self.on_phase(name, seconds))
         self.channel: GuestChannel | None = None
         self.launchers: list[Launcher] = []  # oldest first
@@ -134,6 +135,9 @@ class Relay:
     def _guest_opens(self, kind: int, sub: int, stream: int, payload: bytes) -> None:
         """A command of the guest wants a command of the host: its own launcher decides."""
         request = decode(payload)
+        if request.get("verb") == "become" and self.on_become:
+            self.on_become(stream, request)
+            return
         text = str(request.get("exec", ""))
         owner = self.streams.get(int(text)) if text.isascii() and text.isdigit() and len(text) < 11 else None
         owner = owner or next(iter(self.launchers), None)

@@ -83,5 +83,5 @@ def wnodes_lease_changed(lease: dict[str, Any], event: str) -> None:
     """Called after a lease changed its state; observers only, errors are logged and dropped.
 
     :param lease: id, job, image, state; ``trace`` (name, begin, seconds of each phase); ``start`` (kind, way, …).
-    :param event: ``prepared``, ``starting``, ``running``, ``ending``, ``gone``, ``failed``.
+    :param event: ``prepared``, ``starting``, ``running``, ``become``, ``ending``, ``gone``, ``failed``.
     """

@@ -87,6 +87,15 @@ class Rule:
         None, "Networks allowed, or patterns. Not given: none and user only.", example=["user", "cms-*"]
     )
     default_network: str = setting("", "The network for a request that names none.", example="cms-lan")
+    may_become: tuple[str, ...] = setting(
+        (),
+        "Accounts, or @GROUP, as which these jobs may run commands in their VM (`wnodes-run-as`); never a system's.",
+        values.account,
+        example=["alice", "@payload"],
+    )
+    become_ports: int = setting(
+        0, "How many mounts those accounts may have in one VM together; 0 = 4.", values.whole, example=2
+    )
     max_cpus: int = setting(0, "The most cpus a VM may have; 0 = as many as the job.", values.whole, example=16)
     default_scratch_mib: int = setting(
         0, "Scratch disk of a VM whose request names none; 0 = none.", values.size("m"), example="10G"

@@ -142,6 +142,13 @@ def choice(*words: str) -> Convert:
     return convert
 
 
+def account(text: str) -> str:
+    """An account by its name, or ``@GROUP`` for all that are in it: a pattern would sanction names not yet given."""
+    if not re.fullmatch(r"@?[A-Za-z_][A-Za-z0-9_.-]{0,63}", text):
+        raise ValueError("want the name of an account, or @GROUP")
+    return text
+
+
 def place(text: str) -> str:
     """A host folder of a rule: absolute, or below ``~``; ``{user}`` stands for the user's name."""
     if text != "~" and not text.startswith("~/"):

@@ -31,7 +31,7 @@ class Size:
     @classmethod
     def of(cls, request: VmRequest, job_cpus: int, memory_mib: int) -> Size:
         """The size of an admitted request's VM."""
-        return cls(request.cpus or job_cpus or DEFAULT_CPUS, memory_mib, len(request.mounts))
+        return cls(request.cpus or job_cpus or DEFAULT_CPUS, memory_mib, len(request.mounts) + request.spare_mounts)
 
 
 class Chooser:
