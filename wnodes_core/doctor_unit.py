@@ -14,6 +14,7 @@ from wnodes_core.settings import Settings
 _NEEDS = {
     "network": {"CAP_NET_ADMIN": 12},
     "lvm": {"CAP_SYS_ADMIN": 21, "CAP_MKNOD": 27},
+    "nfs": {"CAP_SYS_ADMIN": 21, "CAP_NET_BIND_SERVICE": 10},
 }
 
 
@@ -36,4 +37,6 @@ def lacking(host: Host, settings: Settings, pid: int) -> dict[str, str]:
 def _uses(host: Host, settings: Settings) -> list[str]:
     carried = [rule for rule in settings.network.networks if rule.carried_by(host.node_name())]
     uses = ["network"] if any(rule.kind != "user" for rule in carried) else []
-    return uses + (["lvm"] if settings.scratch.group else [])
+    orders = (settings.storage.order, *(rule.storage for rule in settings.policy))
+    uses += ["lvm"] if settings.scratch.group else []
+    return uses + (["nfs"] if any("nfs" in order for order in orders) else [])

@@ -237,6 +237,9 @@ def test_a_unit_without_the_rights_that_the_settings_ask_for_is_told_its_drop_in
     found = under(net | admin, volumes)
     assert (found.state, "without CAP_MKNOD (drop-in lvm)" in found.seen, "network" in found.advice) == (State.PROBLEM, True, False)
     assert [under(net, network).state, under(admin | mknod, volumes).state] == [State.OK, State.OK]
+    exports = replace(Settings(), storage=replace(Settings().storage, order=("nfs", "sshfs")))
+    assert "without CAP_NET_BIND_SERVICE (drop-in nfs)" in under(admin, exports).seen
+    assert under(admin | 1 << 10, exports).state is State.OK
     assert under(0, Settings()).state is State.OK
     assert under(0, carrying(NetworkRule(name="far", nodes=("wn2*",), uplink="eth1"))()).state is State.OK
 

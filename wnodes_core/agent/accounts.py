@@ -44,7 +44,7 @@ class Accounts:
         if lease.keeper and not _same_view(lease.keeper):
             raise WnodesError(
                 "wnodesd sees other files than the job does, and so would the gateways of other accounts",
-                hint="a drop-in for its unit with ProtectSystem=no and the like: docs/grid.md",
+                hint="wnodesd --print-drop-in files (docs/grid.md)",
             )
         for resource in of_account(lease, account.name):
             self.end(lease, resource)

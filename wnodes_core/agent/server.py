@@ -29,7 +29,7 @@ from wnodes_core.errors import BadRequest, HostBusy, WnodesError, from_dict
 
 MAX_CLIENTS = 4096
 BACKLOG = 1024
-DROP_INS = ("network", "lvm")
+DROP_INS = ("network", "lvm", "nfs", "files")
 MAX_CLIENTS_PER_UID = 1024  # one launcher a task waits here while its VM boots
 
 

@@ -27,16 +27,8 @@ _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24  # linux/prctl.h
 # Measured with each left out: what ganesha makes it makes as the job's user (SETUID, SETGID); what is there it opens
 # by its handle, as root, after it has judged the user's right itself (DAC_READ_SEARCH, DAC_OVERRIDE, FOWNER). Its
 # port is one that only root may open (NET_BIND_SERVICE). No CHOWN: no file becomes another's. linux/capability.h
-_DAC_OVERRIDE, _DAC_READ_SEARCH, _FOWNER, _KILL, _SETGID, _SETUID, _NET_BIND_SERVICE, _SYS_PTRACE = (
-    1,
-    2,
-    3,
-    5,
-    6,
-    7,
-    10,
-    19,
-)
+_DAC_OVERRIDE, _DAC_READ_SEARCH, _FOWNER, _KILL = 1, 2, 3, 5
+_SETGID, _SETUID, _NET_BIND_SERVICE, _SYS_PTRACE = 6, 7, 10, 19
 _KEPT = (_DAC_OVERRIDE, _DAC_READ_SEARCH, _FOWNER, _SETGID, _SETUID, _NET_BIND_SERVICE)
 _LISTEN_S, _LOG_BYTES = 20.0, 8000
 
@@ -173,7 +165,11 @@ def _until_it_listens(child: int, opener: nfs_handles.Opener, port: int) -> str:
 
 def _has_open(child: int, path: str) -> bool:
     folder = f"/proc/{child}/fd"
-    return any(os.readlink(f"{folder}/{name}") == path for name in os.listdir(folder))
+    for name in os.listdir(folder):
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            if os.readlink(f"{folder}/{name}") == path:
+                return True
+    return False
 
 
 def _listens(child: int, port: int) -> bool:
