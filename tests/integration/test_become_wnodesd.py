@@ -175,7 +175,7 @@ def test_a_wnodesd_that_systemd_has_shut_in_says_so_and_serves_no_read_only_file
     node.prefix = ["unshare", "--mount"]
     node.start()
     answer = node.ask(node.hold())
-    assert not answer["ok"] and "ProtectSystem=no" in answer["error"]["hint"]
+    assert not answer["ok"] and "--print-drop-in files" in answer["error"]["hint"]
     assert not node.gateways()
 
 

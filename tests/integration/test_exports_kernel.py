@@ -1,6 +1,6 @@
 """Exports through the kernel's server: real mounts, and an exportfs that does as exportfs(8) says and notes it.
 
-This kernel has no NFS server: that one honours what it is told is not shown here.
+This kernel may have no NFS server: ``test_nfsd_guest`` has one.
 """
 
 from __future__ import annotations

@@ -52,10 +52,15 @@ class Answer:
 
 
 class NfsClient:
-    """One session; ``uid`` and ``gid`` are what it claims, which AUTH_SYS lets anybody."""
+    """One session; ``uid`` and ``gid`` are what it claims, which AUTH_SYS lets anybody.
 
-    def __init__(self, address: str, port: int, *, uid: int = 0, gid: int = 0, timeout_s: float = 15.0) -> None:
-        self._socket = socket.create_connection((address, port), timeout_s)
+    ``source_port``: where it calls from, 0 for any; some servers listen to root's (below 1024) only.
+    """
+
+    def __init__(
+        self, address: str, port: int, *, uid: int = 0, gid: int = 0, timeout_s: float = 15.0, source_port: int = 0
+    ) -> None:
+        self._socket = socket.create_connection((address, port), timeout_s, ("", source_port))
         self._who = (uid, gid)
         self._xid = 1
         self._sequence = 0
