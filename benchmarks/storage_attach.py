@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -16,13 +17,11 @@ from figure import Figure, seconds_of
 from storage_guest import VIRTIOFSD, SharedGuest, Unavailable, must
 
 from wnodes_core.api import Disk, Mount
-from wnodes_core.storage import nfs as provider
 from wnodes_core.storage import scratch, sshfs
 
 MANY, RUNS = 50, 5
 Calls = tuple[Callable[[], Any], ...]  # attach, detach, and what is not timed after them
 TARGET = "/bench/attach"
-STAGE = "/run/wnodes/mounts/nfs1"  # where the provider has the guest mount its second export
 
 
 def figures(guest: SharedGuest) -> list[Figure]:
@@ -150,23 +149,31 @@ def _virtiofs(guest: SharedGuest) -> tuple[str, str, Calls, Any]:
 
 
 def _nfs(guest: SharedGuest) -> tuple[str, str, Calls, Any]:
-    target = f"{TARGET}n"
+    if not hasattr(guest, "ganesha"):
+        raise Unavailable("no ganesha here")
+    kept = [1]
+
+    def exports(count: int) -> None:
+        storage_ways.nfs_exports(guest, count)
+        guest.ganesha.send_signal(signal.SIGHUP)
+
+    def attach() -> None:
+        exports(kept[0] + 1)
+        mount = storage_ways.nfs_mount(guest, f"{TARGET}n", kept[0] + 1)
+        patience = "((SECONDS < end)) || exit 1; sleep 0.02"
+        must(guest, f"end=$((SECONDS + 20)); until {mount} 2>/dev/null; do {patience}; done")
 
     def detach() -> None:
-        must(guest, ["umount", "-l", target])
-        provider.wnodes_mount_unexport(storage_ways.export_of(guest, 1))
+        must(guest, ["umount", f"{TARGET}n"])
+        exports(kept[0])
 
     @contextmanager
     def others(count: int) -> Iterator[None]:
-        numbers = range(2, count + 2)
-        for number in numbers:
-            storage_ways.export_nfs(guest, number)
+        kept[0] = count + 1
+        exports(kept[0])
         yield
-        for number in numbers:
-            provider.wnodes_mount_unexport(storage_ways.export_of(guest, number))
 
-    pair = (lambda: storage_ways.attach_nfs(guest, target, 1), detach, lambda: must(guest, f"umount -l {STAGE}"))
-    return "a ganesha, and mount in the guest", "49 gateways", pair, others
+    return "an export more in one ganesha (SIGHUP), and mount in the guest", "49 exports", (attach, detach), others
 
 
 def _ninep(guest: SharedGuest) -> tuple[str, str, Calls, Any]:

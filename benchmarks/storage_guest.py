@@ -71,13 +71,13 @@ class SharedGuest(Guest):
 
 
 def be_alone() -> None:
-    """A network and a /run of this process's own: addresses and gateways that touch nobody else's."""
+    """A network and a /run of this process's own: rpcbind has one port and one socket for the whole machine."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_NEWNET | _NEWNS):
         raise OSError(ctypes.get_errno(), "unshare: no network of its own (want root)")
     for argv in (["--make-rprivate", "/"], ["-t", "tmpfs", "tmpfs", "/run"]):
         subprocess.run(["mount", *argv], check=True)
-    for folder in ("ganesha", "sshd"):
+    for folder in ("rpcbind", "ganesha", "sshd"):
         os.mkdir(f"/run/{folder}")
     loopback_up()
     # As the product's bridge: a tap with offloads, so that 64 KiB cross it in one piece.

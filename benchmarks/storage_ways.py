@@ -21,13 +21,11 @@ from storage_guest import (
     wait_for_port,
 )
 
-from wnodes_core.api import Export, Mount
-from wnodes_core.errors import WnodesError
+from wnodes_core.api import Mount
 from wnodes_core.mounting import SHOW_SCRATCH
-from wnodes_core.storage import nfs as provider
-from wnodes_core.storage import nfs_ganesha, sshfs
+from wnodes_core.storage import sshfs
 
-NFS_PORT = 256  # and up, one a mount
+GANESHA, RPCBIND = "/usr/bin/ganesha.nfsd", "/sbin/rpcbind"
 CHANNEL, BARE, ATTACH = 0, 1, 2  # which mount port is whose
 SSHD = """HostKey {0}/host
 AuthorizedKeysFile {0}/user.pub
@@ -37,6 +35,17 @@ UsePAM no
 PidFile none
 Subsystem sftp internal-sftp
 """
+NFS = """NFS_CORE_PARAM {{ NFS_Port = {0}; Protocols = 4; Enable_UDP = false;
+    Enable_NLM = false; Enable_RQUOTA = false; }}
+NFS_KRB5 {{ Active_krb5 = false; }}
+NFSv4 {{ Graceless = true; RecoveryBackend = fs; Minor_Versions = 1,2; }}
+LOG {{ Default_Log_Level = WARN; }}
+"""
+EXPORT = """EXPORT {{ Export_Id = {0}; Path = {1}; Pseudo = /wnodes{0}; Access_Type = RW; Squash = No_Root_Squash;
+    SecType = sys; Transports = TCP; FSAL {{ Name = VFS; }} }}
+"""
+
+
 # Each way: mounts the guest's source folder (or its own disk) at the target and returns the gateway's pids.
 
 
@@ -98,32 +107,30 @@ def sshfs_encrypted(guest: SharedGuest, target: str) -> list[int]:
 
 
 def nfs(guest: SharedGuest, target: str) -> list[int]:
-    attach_nfs(guest, target, 0)
-    return [process.pid for process in nfs_ganesha.processes_of(export_of(guest, 0).name)]
+    if not (os.path.exists(GANESHA) and os.path.exists(RPCBIND)):
+        raise Unavailable(f"no {GANESHA} or no {RPCBIND}: install nfs-ganesha-vfs and rpcbind")
+    background(guest, RPCBIND, "-f")  # ganesha does not serve without it
+    wait_for_port(111)
+    guest.nfs_port = free_port()
+    nfs_exports(guest, 1)
+    named = {"-f": "ganesha.conf", "-L": "ganesha.log", "-p": "ganesha.pid"}
+    words = [word for flag, name in named.items() for word in (flag, str(guest.folder / name))]
+    guest.ganesha = background(guest, GANESHA, "-F", *words)
+    wait_for_port(guest.nfs_port, 30)
+    must(guest, f"modprobe nfsv4; {nfs_mount(guest, target)}")
+    return [guest.ganesha.pid]
 
 
-def export_of(guest: SharedGuest, number: int) -> Export:
-    """What wnodesd would have decided of a mount of the guest's source folder."""
-    port, place = NFS_PORT + number, str(guest.folder / f"export{number}")
-    return Export("bench", number, "nfs", str(guest.source), False, 0, 0, (), HOST, GUEST, port, place)
+def nfs_exports(guest: SharedGuest, count: int) -> None:
+    """Write ganesha's configuration with so many exports of the source folder; SIGHUP makes it read them."""
+    exports = [EXPORT.format(number, guest.source) for number in range(1, count + 1)]
+    (guest.folder / "ganesha.conf").write_text(NFS.format(guest.nfs_port) + "".join(exports))
 
 
-def attach_nfs(guest: SharedGuest, target: str, number: int) -> None:
-    """As wnodesd and keeper do it: the gateway, then the steps in the guest."""
-    exported = export_nfs(guest, number)
-    told = {**guest.facts, "port": f"nfs{number}", "export": exported}
-    made = provider.wnodes_mount_attach(Mount(str(guest.source), target), "", told, "nfs")
-    assert made is not None
-    for step in made["guest"]:
-        must(guest, step["argv"], **{name: value for name, value in step.items() if name != "argv"})
-
-
-def export_nfs(guest: SharedGuest, number: int) -> dict[str, Any] | None:
-    """Start a gateway. Raises Unavailable."""
-    try:
-        return provider.wnodes_mount_export(export_of(guest, number))
-    except WnodesError as error:
-        raise Unavailable(str(error)) from error
+def nfs_mount(guest: SharedGuest, target: str, export: int = 1) -> str:
+    """The shell words that mount an export in the guest."""
+    options = f"vers=4.1,port={guest.nfs_port},addr={HOST},clientaddr={GUEST},sec=sys,proto=tcp"
+    return f"mkdir -p {target}; mount -i -t nfs4 -o {options} {HOST}:/wnodes{export} {target}"
 
 
 def ninep(guest: SharedGuest, target: str) -> list[int]:

@@ -58,7 +58,8 @@ class Slurm(Lrms):
         """
         self.site.run_as(["scontrol", "requeue", job])
         queue = ["squeue", "--noheader", "--format=%A %T"]
-        until(lambda: self.site.lab.run(queue).split() == [job, "PENDING"], "end of all other jobs", 300)
+        left = lambda: f"end of all other jobs: {self.site.lab.run(queue)}"  # noqa: E731
+        until(lambda: self.site.lab.run(queue).split() == [job, "PENDING"], left, 300)
 
         def started() -> bool:
             try:
