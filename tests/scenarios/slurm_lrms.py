@@ -55,14 +55,16 @@ class Slurm(Lrms):
 
         Not while other jobs start: slurmd 22.05 forgets the first run only where it has not looked for such records in
         the last two seconds, and else runs no Prolog for the second, which then fails closed ("this node prepared none").
+        So it is held meanwhile: on a busy machine the others take longer than the two minutes.
         """
-        self.site.run_as(["scontrol", "requeue", job])
+        self.site.run_as(["scontrol", "requeuehold", job])
         queue = ["squeue", "--noheader", "--format=%A %T"]
         left = lambda: f"end of all other jobs: {self.site.lab.run(queue)}"  # noqa: E731
         until(lambda: self.site.lab.run(queue).split() == [job, "PENDING"], left, 300)
 
         def started() -> bool:
             try:
+                self.site.lab.run(["scontrol", "release", job])
                 self.site.lab.run(["scontrol", "update", f"JobId={job}", "StartTime=now+5"])
             except CommandError:
                 return False  # still completing
