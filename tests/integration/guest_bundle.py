@@ -6,6 +6,7 @@ The host is the same Debian, so its programs and libraries fit.
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import tarfile
@@ -49,3 +50,17 @@ def add_text(tar: tarfile.TarFile, name: str, text: str) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(text.encode())
     tar.addfile(info, io.BytesIO(text.encode()))
+
+
+def unpack(guest: Any, disk: str) -> None:
+    """Have the guest take what the tar archive on one of its disks gives it; what it has itself stays."""
+    done = guest.run(["tar", "-x", "--skip-old-files", "--no-same-owner", "-C", "/", "-f", disk], timeout_s=60)
+    assert done.code == 0, done.stderr
+
+
+def answer_of(guest: Any, script: str, timeout_s: float) -> Any:
+    """The last line, in JSON, of a program that plays the node in the guest."""
+    done = guest.run(script, timeout_s=timeout_s)
+    print(done.stderr.decode(errors="replace"))
+    assert done.code == 0, done.stderr.decode(errors="replace")[-3000:] + guest.console()[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])

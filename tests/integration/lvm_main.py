@@ -286,7 +286,7 @@ class Node:
         )
         settings = ScratchSettings(volume_group="vg0")
         self.volumes = Volumes(lambda: settings, lambda: hook, self.state)
-        self.undoer = Undoer(SimpleNamespace(release=lambda lease: None), lambda lease: None, volumes=self.volumes)
+        self.undoer = Undoer(SimpleNamespace(release=lambda lease: None), lambda lease: None, {"volume": self.volumes})
 
     def lease(self):
         leases.folders(self.state, self.run)

@@ -6,7 +6,6 @@ package. ``lvm_main.py`` has the cases.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import tarfile
@@ -21,7 +20,7 @@ import yaml
 import wnodes_core
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from guest_bundle import add_lvm, add_packages  # noqa: E402
+from guest_bundle import add_lvm, add_packages, answer_of, unpack  # noqa: E402
 from guests import Guest  # noqa: E402
 
 pytestmark = pytest.mark.guest
@@ -57,12 +56,8 @@ def bundle(path: Path) -> None:
 def ends(minimal_image: Any) -> Iterator[dict[str, str]]:
     guest = LvmGuest(minimal_image, mounts=0)
     try:
-        done = guest.run(["tar", "-x", "--skip-old-files", "--no-same-owner", "-C", "/", "-f", "/dev/vdc"], timeout_s=60)
-        assert done.code == 0, done.stderr
-        done = guest.run("mkdir -p /run/lock/lvm; cd /opt && exec python3 lvm_main.py /dev/vdb", timeout_s=300)
-        print(done.stderr.decode(errors="replace"))
-        assert done.code == 0, done.stderr.decode(errors="replace")[-3000:] + guest.console()[-2000:]
-        yield json.loads(done.stdout.splitlines()[-1])
+        unpack(guest, "/dev/vdc")
+        yield answer_of(guest, "mkdir -p /run/lock/lvm; cd /opt && exec python3 lvm_main.py /dev/vdb", 300)
     finally:
         guest.close()
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import yaml
 import wnodes_core
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from guest_bundle import add_packages, add_programs, add_text  # noqa: E402
+from guest_bundle import add_packages, add_programs, add_text, answer_of, unpack  # noqa: E402
 from guests import Guest  # noqa: E402
 
 from wnodes_core.testing.nfs_client import STALE  # noqa: E402
@@ -46,12 +45,8 @@ class Node(Guest):
 def seen(full_kernel_image: Any) -> Iterator[dict[str, Any]]:
     guest = Node(full_kernel_image, mounts=0)
     try:
-        done = guest.run(["tar", "-x", "--skip-old-files", "--no-same-owner", "-C", "/", "-f", "/dev/vdb"], timeout_s=60)
-        assert done.code == 0, done.stderr
-        done = guest.run("cd /opt && exec python3 nfsd_main.py", timeout_s=120)
-        print(done.stderr.decode(errors="replace"))
-        assert done.code == 0, done.stderr.decode(errors="replace")[-3000:] + guest.console()[-2000:]
-        yield json.loads(done.stdout.splitlines()[-1])
+        unpack(guest, "/dev/vdb")
+        yield answer_of(guest, "cd /opt && exec python3 nfsd_main.py", 120)
     finally:
         guest.close()
 

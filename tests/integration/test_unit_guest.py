@@ -5,7 +5,6 @@ The guest is the ordinary cloud image, which boots no further than it must for t
 
 from __future__ import annotations
 
-import json
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from wnodes_core.agent import server
 from wnodes_core.guest import start
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from guest_bundle import add_lvm, add_packages, add_programs, add_text  # noqa: E402
+from guest_bundle import add_lvm, add_packages, add_programs, add_text, answer_of  # noqa: E402
 from guests import Guest  # noqa: E402
 
 pytestmark = pytest.mark.guest
@@ -59,10 +58,7 @@ class Systemd(Guest):
 def answers(cloud_image: Any) -> Iterator[dict[str, Any]]:
     guest = Systemd(cloud_image, mounts=0)
     try:
-        done = guest.run("cd /opt && exec python3 -s unit_main.py /dev/vdb", timeout_s=240)
-        print(done.stderr.decode(errors="replace"))
-        assert done.code == 0, done.stderr.decode(errors="replace")[-3000:] + guest.console()[-2000:]
-        yield json.loads(done.stdout.splitlines()[-1])
+        yield answer_of(guest, "cd /opt && exec python3 -s unit_main.py /dev/vdb", 240)
     finally:
         guest.close()
 

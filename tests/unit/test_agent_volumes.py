@@ -43,7 +43,7 @@ class Node:
     def restart(self) -> None:
         self.volumes = Volumes(lambda: self.settings, lambda: self.plugins.hook, self.state, self.nodes)
         store = SimpleNamespace(release=lambda lease: None)
-        self.undoer = Undoer(store, lambda lease: None, volumes=self.volumes)
+        self.undoer = Undoer(store, lambda lease: None, {"volume": self.volumes})
 
     def lease(self, job: str = "7", scratch_mib: int | None = 8, journal: type[Journal] = Journal) -> leases.Lease:
         leases.folders(self.state, self.run)

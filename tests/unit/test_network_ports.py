@@ -175,7 +175,7 @@ def test_the_undo_removes_ports_after_processes_and_goes_on_after_a_failure(fold
     assert ORDER.index("keeper") < ORDER.index("port") < ORDER.index("folder")
     lease = node.lease("1")
     node.ports.attach(lease)
-    undoer = Undoer(SimpleNamespace(release=lambda lease: None), lambda lease: None, ports=node.ports)
+    undoer = Undoer(SimpleNamespace(release=lambda lease: None), lambda lease: None, {"port": node.ports})
     node.lab.broken = "detach"
     (error,) = undoer.undo(lease, job_over=True)[:1]
     assert "it sticks" in str(error)

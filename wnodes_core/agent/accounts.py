@@ -47,7 +47,7 @@ class Accounts:
                 hint="wnodesd --print-drop-in files (docs/grid.md)",
             )
         for resource in of_account(lease, account.name):
-            self.end(lease, resource)
+            self.detach(resource)
             lease.journal.gone(resource)
         for number, (mount, port) in enumerate(zip(account.mounts, ports, strict=True)):
             self._start(lease, account, f"{account.name}:{number}", mount, port)
@@ -73,15 +73,15 @@ class Accounts:
                 raise from_dict(heard.get("error") or untold)
             if lease.keeper:  # so that the job's limits, and its end, are the gateway's
                 homes.join(lease.keeper, [process])
-            lease.journal.made(resource, pid=process.pid, started=process.started)
+            lease.journal.made(resource, pid=process.pid, started=process.started, boot_id=leases.boot_id())
             os.write(go, b"+")
         except BaseException:
             child.kill()
             raise
 
-    def end(self, lease: Lease, resource: Resource) -> None:
+    def detach(self, resource: Resource) -> None:
         """End one gateway; one that has gone, or that never served, is fine. Raises WnodesError if it does not end."""
-        if "pid" not in resource.data or lease.boot_id != leases.boot_id():
+        if resource.data.get("boot_id") != leases.boot_id():
             return
         pid = int(resource.data["pid"])
         if not processes.kill(Process(pid, 0, int(resource.data["uid"]), int(resource.data["started"]), "", ())):

@@ -52,8 +52,10 @@ class Daemon:
         self.volumes = Volumes(lambda: self.settings.scratch, lambda: self.parts.hook_for(""), parts.settings.state_dir)
         self.exports = Exports(lambda: self.parts.hook_for(""), self.settings.run_dir)
         self.accounts = Accounts()
-        makers: dict[str, Any] = {"ports": self.ports, "volumes": self.volumes, "exports": self.exports}
-        self.undoer = Undoer(parts.store, accounts=self.accounts, **makers)
+        self.undoer = Undoer(
+            parts.store,
+            makers={"account": self.accounts, "export": self.exports, "port": self.ports, "volume": self.volumes},
+        )
         self.accel: asyncio.Future[str] | None = None
         self.stopping = False
         self.started = time.time()

@@ -10,17 +10,13 @@ import os
 import pwd
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from wnodes_core import command, processes
 from wnodes_core.agent import homes, leases
-from wnodes_core.agent.accounts import Accounts
-from wnodes_core.agent.exports import Exports
 from wnodes_core.agent.leases import Lease
-from wnodes_core.agent.ports import Ports
-from wnodes_core.agent.volumes import Volumes
 from wnodes_core.errors import CommandError, WnodesError
 from wnodes_core.files import remove_tree
 from wnodes_core.journal import Resource
@@ -35,23 +31,24 @@ USER_UNDO_S = 60.0
 PATIENCE = 5
 
 
+class Maker(Protocol):
+    """What root makes for a lease, and takes back."""
+
+    def detach(self, resource: Resource) -> None:
+        """Undo what its journal has; idempotent. Raises WnodesError if something of it is left."""
+
+
 class Undoer:
-    """Undoes leases; ``store`` and the makers of ports, volumes and exports are the node's. All of it blocks."""
+    """Undoes leases; ``store`` is the node's, and ``makers`` are by the kind of what they made. All of it blocks."""
 
     def __init__(
         self,
         store: Any,
         user_undo: Callable[[Lease], None] | None = None,
-        *,
-        ports: Ports | None = None,
-        volumes: Volumes | None = None,
-        exports: Exports | None = None,
-        accounts: Accounts | None = None,
+        makers: Mapping[str, Maker] | None = None,
     ) -> None:
         self._store = store
-        self._makers: dict[str, Ports | Volumes | Exports | None]
-        self._makers = {"port": ports, "volume": volumes, "export": exports}
-        self._accounts = accounts or Accounts()
+        self._makers = makers or {}
         self._user_undo = user_undo or replay_as_user
         self.let_out: Callable[[Lease, Resource], object] = lambda lease, resource: None
         self.end_slot: Callable[[Resource], object] = lambda resource: None
@@ -79,8 +76,8 @@ class Undoer:
         match resource.kind:
             case "keeper":
                 self._end_processes(lease)
-            case "account" | "export" | "port" | "volume":
-                self._detach(lease, resource)
+            case kind if kind in self._makers:
+                self._makers[kind].detach(resource)
             case "slot":
                 self.end_slot(resource)
             case "cgroup":
@@ -95,12 +92,6 @@ class Undoer:
                 remove_folder(resource.name)
             case "marker":
                 leases.remove_marker(lease)
-
-    def _detach(self, lease: Lease, resource: Resource) -> None:
-        if resource.kind == "account":
-            self._accounts.end(lease, resource)
-        elif maker := self._makers[resource.kind]:
-            maker.detach(resource)
 
     def _end_processes(self, lease: Lease) -> None:
         same_boot = lease.boot_id == leases.boot_id()

@@ -18,21 +18,18 @@ from wnodes_core.images import User
 from wnodes_core.images.layers import node_store
 from wnodes_core.plugins import Plugins
 
-# The daemon brings images and asks batch systems; VMs, disks and gateways are the keepers'.
+# What a mount wants of a VM, or of root, follows from all providers that stand in its order.
+_STORAGE = tuple(name for name in plugins.BUILTINS if ".storage." in name)
+# The daemon brings images and asks batch systems; VMs, disks and gateways are the keepers', but what root must make.
 BUILTINS = (
     "wnodes_core.images.sources",
     "wnodes_core.network.bridge",
     "wnodes_core.network.ovs",
     "wnodes_core.network.pci",
     "wnodes_core.storage.lvm",
-    # Which of a mount's providers want something of root follows from all that stand in its order.
-    "wnodes_core.storage.sshfs",
-    "wnodes_core.storage.sshfs_tcp",
-    "wnodes_core.storage.virtiofs",
-    "wnodes_core.storage.nfs",
+    *_STORAGE,
 )
-# Asked about templates (it loads no libvirt for that), and what mounts want of a VM: who needs a device gets no clone.
-BACKENDS = ("wnodes_core.backends.libvirt.plugin", *(name for name in plugins.BUILTINS if ".storage." in name))
+BACKENDS = ("wnodes_core.backends.libvirt.plugin", *_STORAGE)  # asked about templates; it loads no libvirt for that
 # Where a batch system's own commands find their site: from wnodesd's own environment, or the
 # adapter's section of the settings (``environment: {SLURM_CONF: …}``).
 LRMS_ENVIRONMENT = ("SLURM_CONF", "LSF_ENVDIR", "CONDOR_CONFIG")

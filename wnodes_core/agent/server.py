@@ -203,7 +203,7 @@ def unit() -> str:
 
 
 def drop_in(name: str) -> str:
-    """What systemd adds to the unit for one use: ``network`` or ``lvm``."""
+    """What systemd adds to the unit for one use, of ``DROP_INS``."""
     return resources.files(__package__).joinpath(f"{name}.conf").read_text()
 
 

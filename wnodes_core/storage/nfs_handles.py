@@ -21,15 +21,15 @@ import select
 import struct
 from contextlib import suppress
 
-_NUMBERS = {"x86_64": (0xC000003E, 304, 317), "aarch64": (0xC00000B7, 265, 277)}  # linux/audit.h, asm/unistd.h
+from wnodes_core.storage import calls
+
+_NUMBERS = {"x86_64": (304, 317), "aarch64": (265, 277)}  # open_by_handle_at, seccomp: asm/unistd.h
 _MODE_FILTER, _NEW_LISTENER = 1, 8  # linux/seccomp.h
-_NOTIFY, _ALLOW = 0x7FC00000, 0x7FFF0000
+_NOTIFY = 0x7FC00000  # SECCOMP_RET_USER_NOTIF
 # _IOWR('!', 0, seccomp_notif), _IOWR('!', 1, seccomp_notif_resp), _IOW('!', 3, seccomp_notif_addfd)
 _RECEIVE, _SEND, _ADD_FD = 0xC0502100, 0xC0182101, 0x40182103
 _ADD_AND_SEND, _CONTINUE = 2, 1
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def usable() -> str:
@@ -43,16 +43,11 @@ def listen() -> int:
 
     Raises OSError.
     """
-    arch, wanted, seccomp = _NUMBERS[os.uname().machine]
-    load, equal, give = 0x20, 0x15, 0x06  # linux/filter.h
-    steps = ((load, 0, 0, 4), (equal, 0, 3, arch), (load, 0, 0, 0), (equal, 0, 1, wanted), (give, 0, 0, _NOTIFY))
-    code = b"".join(struct.pack("=HBBI", *step) for step in (*steps, (give, 0, 0, _ALLOW)))
-    text = ctypes.create_string_buffer(code)
-    program = struct.pack("@HP", len(code) // 8, ctypes.addressof(text))  # struct sock_fprog
-    found = int(_libc.syscall(ctypes.c_long(seccomp), _MODE_FILTER, _NEW_LISTENER, program))
-    if found < 0:
-        raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")
-    return found
+    wanted, seccomp = _NUMBERS[os.uname().machine]
+    program, kept = calls.filter_of(wanted, _NOTIFY)
+    listener = calls.call(seccomp, _MODE_FILTER, _NEW_LISTENER, program)
+    del kept  # until now the filter lay in it
+    return listener
 
 
 class Opener:
@@ -127,7 +122,4 @@ class Opener:
 
     def _opened(self, handle: bytes) -> int:
         text = ctypes.create_string_buffer(handle, len(handle))
-        found = int(_libc.open_by_handle_at(self._mount, text, os.O_PATH | os.O_CLOEXEC))
-        if found < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return found
+        return calls.checked(calls.libc.open_by_handle_at(self._mount, text, os.O_PATH | os.O_CLOEXEC))

@@ -8,10 +8,8 @@ or ``{"problem"}`` is said on stdout once it listens or does not.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import socket
 import struct
 import sys
@@ -20,10 +18,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from wnodes_core.storage import confine, nfs_handles, nfs_source
+from wnodes_core.storage import calls, confine, nfs_handles, nfs_source
 
-_NEWNS, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x20000, 0x4000, 1 << 18, 2
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24  # linux/prctl.h
+_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 1 << 18
+_PR_CAPBSET_DROP = 24  # linux/prctl.h
 # Measured with each left out: what ganesha makes it makes as the job's user (SETUID, SETGID); what is there it opens
 # by its handle, as root, after it has judged the user's right itself (DAC_READ_SEARCH, DAC_OVERRIDE, FOWNER). Its
 # port is one that only root may open (NET_BIND_SERVICE). No CHOWN: no file becomes another's. linux/capability.h
@@ -39,8 +37,6 @@ _FILES = ("/etc/ld.so.cache", "/etc/netconfig", "/etc/services", "/etc/protocols
 _OWN = ("/run/ganesha", "/var/lib/nfs/ganesha", "/var/log/ganesha", "/tmp", "/etc/ganesha")
 _LOG = "/var/log/ganesha/log"  # in memory, and gone with the gateway: it never stops speaking
 _DEVICES = ("/dev/null", "/dev/urandom")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
@@ -70,21 +66,21 @@ def main() -> None:
 def _own_root(share: int, place: str) -> None:
     """A root of our own: the share, what programs need to run, and nothing of the host besides. Raises OSError."""
     links = {path: os.readlink(path) for path in _SYSTEM if os.path.islink(path)}
-    trees = {path: nfs_source.clone(path) for path in (*_SYSTEM, "/proc") if path not in links and os.path.isdir(path)}
+    trees = {path: calls.clone(path) for path in (*_SYSTEM, "/proc") if path not in links and os.path.isdir(path)}
     files = {path: Path(path).read_bytes() for path in _FILES if os.path.exists(path)}
-    devices = {path: nfs_source.clone(path) for path in _DEVICES}
-    nfs_source.checked(_libc.unshare(_NEWNS))
-    nfs_source.checked(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
-    nfs_source.checked(_libc.mount(b"none", _ROOT.encode(), b"tmpfs", 0, b"mode=755,size=16m"))
+    devices = {path: calls.clone(path) for path in _DEVICES}
+    calls.checked(calls.libc.unshare(_NEWNS))
+    calls.checked(calls.libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
+    calls.checked(calls.libc.mount(b"none", _ROOT.encode(), b"tmpfs", 0, b"mode=755,size=16m"))
     # The share comes first: of several mounts of one file system ganesha takes the first for the file system's own.
     for path, tree in {place: share, **trees}.items():
         os.makedirs(_ROOT + path, exist_ok=True)
-        nfs_source.attach(tree, _ROOT + path)
+        calls.attach(tree, _ROOT + path)
     os.makedirs(f"{_ROOT}/dev")
     os.makedirs(f"{_ROOT}/etc")
     for path, tree in devices.items():
         Path(_ROOT + path).touch()
-        nfs_source.attach(tree, _ROOT + path)
+        calls.attach(tree, _ROOT + path)
     for path, data in files.items():
         Path(_ROOT + path).write_bytes(data)
     for path, target in links.items():
@@ -93,11 +89,7 @@ def _own_root(share: int, place: str) -> None:
         os.makedirs(_ROOT + path, mode=0o700)
     os.symlink("/run", f"{_ROOT}/var/run")
     os.symlink("/proc/self/mounts", f"{_ROOT}/etc/mtab")
-    os.chdir(_ROOT)
-    pivot = {"x86_64": 155, "aarch64": 41, "ppc64le": 203, "s390x": 217}[os.uname().machine]
-    nfs_source.call(pivot, b".", b".")  # pivot_root(2), "pivot_root(".", ".")"
-    nfs_source.checked(_libc.umount2(b".", _MNT_DETACH))
-    os.chdir("/")
+    calls.change_root(_ROOT)
 
 
 def _start(name: str, place: str, read_only: bool) -> tuple[int, int]:
@@ -116,7 +108,7 @@ def _start(name: str, place: str, read_only: bool) -> tuple[int, int]:
         try:
             ours.close()
             os.setsid()
-            nfs_source.checked(_libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
+            calls.die_with_parent()
             _drop_capabilities()
             confine.restriction(ruleset)()
             socket.send_fds(theirs, [b"."], [nfs_handles.listen()])
@@ -141,12 +133,12 @@ def _start(name: str, place: str, read_only: bool) -> tuple[int, int]:
 def _keep_capabilities(kept: Sequence[int]) -> None:
     """Hold no others from now on (capset(2)). Raises OSError."""
     head, bits = struct.pack("=Ii", 0x20080522, 0), sum(1 << number for number in kept)
-    nfs_source.checked(_libc.capset(head, struct.pack("=IIIIII", bits, bits, 0, 0, 0, 0)))
+    calls.checked(calls.libc.capset(head, struct.pack("=IIIIII", bits, bits, 0, 0, 0, 0)))
 
 
 def _drop_capabilities() -> None:
     for number in range(64):
-        if number not in _KEPT and _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
+        if number not in _KEPT and calls.libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
             break  # there are no more
 
 

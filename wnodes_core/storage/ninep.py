@@ -15,7 +15,7 @@ from typing import Any
 
 from wnodes_core.api import Mount, hookimpl
 from wnodes_core.errors import HostError, NoProvider
-from wnodes_core.storage.sshfs import check_source
+from wnodes_core.storage import devices
 
 wnodes_api = 1
 NAME = "9p"
@@ -27,8 +27,6 @@ EMULATORS = (f"/usr/bin/qemu-system-{os.uname().machine}", "/usr/libexec/qemu-kv
 # map a file to write (no other cache lets it without believing old content). nosuid, nodev: guest root could leave
 # them out, and would gain nothing on the host: QEMU has no right to make a device or to give a file away.
 _OPTIONS = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap,nosuid,nodev"
-_STAGES = "/run/wnodes/mounts"
-_MOUNT_TIMEOUT_S = 60.0
 
 
 def find_emulator() -> str:
@@ -64,12 +62,10 @@ def wnodes_mount_equip(
     """Have QEMU serve the folder. There is nothing to start."""
     if provider != NAME:
         return None
-    check_source(mount)
-    if str(guest.get(NAME)).lower() in ("no", "false"):  # what the image's catalogue entry says
-        raise NoProvider(f"mount {mount}: the image knows no 9p")
+    devices.check(NAME, mount, guest)
     if not serves(find_emulator()):
         raise NoProvider(f"mount {mount}: this host's QEMU has no 9p")
-    device = {"kind": NAME, "source": mount.source, "tag": f"wnodes{index}", "read_only": mount.read_only}
+    device = devices.filesystem(NAME, mount, index, mount.source)
     return {"provider": NAME, "process": None, "filesystem": device, "notice": ""}
 
 
@@ -78,19 +74,7 @@ def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any], p
     """Say how the guest mounts the device."""
     if provider != NAME:
         return None
-    check_source(mount)
-    equipped = guest.get("equipped") or {}
-    if equipped.get("provider") != NAME:
-        raise NoProvider(f"mount {mount}: the VM has no device for it", hint=f"put {NAME} first in storage.order")
-    if guest.get(NAME) is False:
-        raise NoProvider(
-            f"mount {mount}: the guest's kernel has no 9p", hint=f"facts: {{{NAME}: no}} in the image's entry says so"
-        )
-    stage = f"{_STAGES}/{guest['port']}"
-    shown = {"stage": stage, "target": mount.target, "read_only": mount.read_only, "read_ahead_kib": 0}
-    argv = ["mount", "-t", NAME, "-o", _OPTIONS, equipped["filesystem"]["tag"], stage]
-    step = {"argv": argv, "mount": shown, "timeout_s": _MOUNT_TIMEOUT_S}
-    return {"provider": NAME, "process": None, "guest": [step], "notice": ""}
+    return devices.attachment(NAME, mount, guest, _OPTIONS)
 
 
 @hookimpl

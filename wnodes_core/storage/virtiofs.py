@@ -17,7 +17,8 @@ from typing import Any
 
 from wnodes_core.api import Mount, Process, hookimpl
 from wnodes_core.errors import HostError, NoProvider
-from wnodes_core.storage.sshfs import check_source, end_gateway, note_gateway
+from wnodes_core.storage import devices
+from wnodes_core.storage.sshfs import end_gateway, note_gateway
 from wnodes_core.storage.virtiofs_exec import PLACE
 from wnodes_core.tools import run, spawn
 
@@ -30,8 +31,6 @@ SERVERS = (
     "/usr/lib/virtiofsd",  # Arch
 )
 _NAMESPACES = "/proc/sys/user/max_user_namespaces"
-_STAGES = "/run/wnodes/mounts"
-_MOUNT_TIMEOUT_S = 60.0
 _START_TIMEOUT_S = 10.0
 
 
@@ -63,15 +62,13 @@ def wnodes_mount_equip(
     """Start the gateway on a socket that QEMU is to call at."""
     if provider != NAME:
         return None
-    check_source(mount)
-    if str(guest.get("virtiofs")).lower() in ("no", "false"):  # what the image's catalogue entry says
-        raise NoProvider(f"mount {mount}: the image knows no virtiofs")
+    devices.check(NAME, mount, guest)
     path = f"{folder}/fs{index}.sock"
     process = _start_gateway(mount, path)
     return {
         "provider": NAME,
         "process": {"pid": process.pid, "started": process.started},
-        "filesystem": {"kind": NAME, "source": path, "tag": f"wnodes{index}", "read_only": mount.read_only},
+        "filesystem": devices.filesystem(NAME, mount, index, path),
         "notice": "",
     }
 
@@ -81,17 +78,7 @@ def wnodes_mount_attach(mount: Mount, socket_path: str, guest: dict[str, Any], p
     """Say how the guest mounts the device; its gateway was started with it."""
     if provider != NAME:
         return None
-    check_source(mount)
-    equipped = guest.get("equipped") or {}
-    if equipped.get("provider") != NAME:
-        raise NoProvider(f"mount {mount}: the VM has no device for it", hint=f"put {NAME} first in storage.order")
-    if guest.get("virtiofs") is False:
-        raise NoProvider(f"mount {mount}: the guest's kernel has no virtiofs")
-    stage = f"{_STAGES}/{guest['port']}"
-    shown = {"stage": stage, "target": mount.target, "read_only": mount.read_only, "read_ahead_kib": 0}
-    argv = ["mount", "-t", NAME, "-o", "nosuid,nodev", equipped["filesystem"]["tag"], stage]
-    step = {"argv": argv, "mount": shown, "timeout_s": _MOUNT_TIMEOUT_S}
-    return {"provider": NAME, "process": None, "guest": [step], "notice": ""}
+    return devices.attachment(NAME, mount, guest, "nosuid,nodev")
 
 
 @hookimpl
