@@ -19,7 +19,7 @@ from storage_guests import Served, booted  # noqa: E402
 from wnodes_core import processes  # noqa: E402
 from wnodes_core.errors import NoProvider  # noqa: E402
 from wnodes_core.model import Image, Mount, Process
-from wnodes_core.storage import sshfs, virtiofs
+from wnodes_core.storage import devices, sshfs, virtiofs
 from wnodes_core.testing.storage_devices import BootWith, StorageDevices
 from wnodes_core.testing.storage_guest import Job
 from wnodes_core.tools import alive, spawn
@@ -157,7 +157,7 @@ def test_a_host_that_starts_none_leaves_the_mount_to_the_next(
 
 def test_a_source_that_cannot_be_sealed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "s").mkdir()
-    monkeypatch.setattr(virtiofs, "check_source", lambda mount: None)  # it vanishes just afterwards
+    monkeypatch.setattr(devices, "check_source", lambda mount: None)  # it vanishes just afterwards
     (tmp_path / "s").rmdir()
     with pytest.raises(NoProvider, match="No such file or directory"):
         virtiofs.wnodes_mount_equip(Mount(str(tmp_path / "s"), "/t"), 0, str(tmp_path), {}, "virtiofs")
