@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from lsf_recorder import Recorder
@@ -42,6 +44,17 @@ def test_pre_exec_other_codes_go_back_to_the_head_of_the_queue_for_ever(cluster:
     assert cluster.show(job)["stat"] in ("PEND", "RUN")
     cluster.program(cluster.folder / "pre", "#!/bin/sh\nexit 0\n")
     assert cluster.ended(job)["stat"] == cluster.ended(other)["stat"] == "DONE"
+
+
+def test_two_clusters_of_one_machine_never_share_a_job_file(cluster: Recorder) -> None:
+    """Both have one ``~/.lsbatch``: what one said of its job there, the other would take for its own job's phase."""
+    with tempfile.TemporaryDirectory(prefix="wnodes-lsf-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        with Recorder(Path(name) / "other", release="T") as other:
+            ours, theirs = ({each.bsub("true") for _ in range(3)} for each in (cluster, other))
+            assert len(ours | theirs) == 6
+            ends = [cluster.ended(job) for job in ours] + [other.ended(job) for job in theirs]
+            assert {each["stat"] for each in ends} == {"DONE"}
 
 
 def test_bkill_during_pre_exec_ends_at_once_without_post(cluster: Recorder) -> None:

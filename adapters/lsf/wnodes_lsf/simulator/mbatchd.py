@@ -29,7 +29,8 @@ class Mbatchd:
         self.slots = int(conf.get("LSB_SIM_SLOTS", "4"))
         self.jobs: dict[str, dict[str, Any]] = {}
         self.nios: dict[str, int] = {}
-        self.last = 100
+        # Job files lie in the users' homes by second and number, and two clusters of one machine share those.
+        self.last = 100 * os.getpid()
         self.signals: list[dict[str, str]] = []
         self.after: list[dict[str, Any]] = []
         self.lim = Lim(conf)
