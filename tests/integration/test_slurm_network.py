@@ -153,6 +153,8 @@ def test_a_node_that_may_not_carry_it_neither_says_so_nor_takes_it(place: Simple
     job = site.submit("echo bare", f"--vm={LAN}", "--nodelist=v1", image="")
     until(lambda: "network" in site.show_text(job) or site.output(job), f"a verdict: {site.show(job)}", 60)
     assert "network 'tenant'" in site.show_text(job), site.show_text(job)
+    # Not while its Prolog still fails: Slurm puts it back into the queue after that, cancelled or not.
+    until(lambda: site.show(job)["JobState"] == "PENDING", lambda: f"a job put back: {site.show(job)}", 60)
     site.run_as(["scancel", job])
     site.ended(job)
     assert "bare" not in site.output(job)
