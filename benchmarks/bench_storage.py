@@ -33,17 +33,17 @@ BASE, NATIVE, BARE = "virtiofs", "host's file system", "port alone, no files"
 LARGE, DIRECT = ("write", "read"), ("direct write", "direct read")
 SMALL = ("random read", "random write", "create", "stat", "walk", "unlink", "git status")
 Results = dict[str, dict[str, list[float]]]
-_last: tuple[Results, dict[str, str], list[tuple[int, float, float]]] = ({}, {}, [])
+_last: tuple[Results, dict[str, str], dict[str, storage_clients.Curve]] = ({}, {}, {})
 
 
 def measure() -> list[Figure]:
     """All ways in turn, then the goals as ratios; what a mount costs; many clients of one host."""
     global _last
-    curve = storage_clients.curve()  # first: the ways have a network of their own
+    curves = storage_clients.curves()  # first: the ways have a network of their own
     results, missing, attach = run()
-    _last = results, missing, curve
+    _last = results, missing, curves
     absent = [Figure(way, None, "", note=why) for way, why in missing.items()]
-    return [*_goals(results, missing), *absent, *attach, *storage_clients.figures(curve)]
+    return [*_goals(results, missing), *absent, *attach, *storage_clients.figures(curves)]
 
 
 def update_docs(folder: Path) -> None:

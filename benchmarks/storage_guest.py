@@ -54,6 +54,7 @@ class SharedGuest(Guest):
         self.source.mkdir()
         argv += ["-fsdev", f"local,id=f,path={self.source},security_model=none,multidevs=remap"]
         argv += ["-device", "virtio-9p-pci,fsdev=f,mount_tag=bench9p"]
+        argv += ["-device", "pcie-root-port,id=free,chassis=1", "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off"]
         return argv + self._virtiofs()
 
     def _virtiofs(self) -> list[str]:

@@ -22,13 +22,14 @@ COLUMNS = (
 )
 _HEADS = {"write cpu": "guest CPU write", "read cpu": "guest CPU read"}
 _COLOURS = ("#4878a8", "#e0a030")
+_DASHES = {"whole": "", "dashed": ' stroke-dasharray="6 4"', "dotted": ' stroke-dasharray="2 3"'}
 _BAR, _GAP, _LEFT, _WIDTH = 12, 12, 150, 420
 
 Results = dict[str, dict[str, list[float]]]
-Curve = list[tuple[int, float, float]]
+Curves = dict[str, list[tuple[int, float, float]]]  # (clients, written, read) of each way
 
 
-def document(results: Results, missing: dict[str, str], curve: Curve, folder: Path, rounds: int) -> None:
+def document(results: Results, missing: dict[str, str], curves: Curves, folder: Path, rounds: int) -> None:
     """Put all into ``folder``; the page has the two marks between which the table goes."""
     page = folder / "storage.md"
     before, begin, rest = page.read_text().partition(BEGIN)
@@ -37,12 +38,12 @@ def document(results: Results, missing: dict[str, str], curve: Curve, folder: Pa
         raise SystemExit(f"{page}: want the lines {BEGIN} and {END}")
     where = f"{os.cpu_count()} shared CPUs, Linux {platform.release()}, guest under TCG, {rounds} rounds, medians"
     how = f"Measured with `benchmarks/run storage --update-docs`: {where}."
-    clients = f"{clients_table(curve)}\n\n![clients]({CURVE})\n" if curve else ""
+    clients = f"{clients_table(curves)}\n\n![clients]({CURVE})\n" if curves else ""
     text = f"{how}\n\n{table(results, missing)}\n\n![rates]({PLOT})\n\n{clients}"
     page.write_text(f"{before}{BEGIN}\n{text.rstrip()}\n{END}{after}")
     (folder / PLOT).write_text(plot(results))
-    if curve:
-        (folder / CURVE).write_text(plot_clients(curve))
+    if curves:
+        (folder / CURVE).write_text(plot_clients(curves))
 
 
 def _shown(value: float) -> str:
@@ -71,11 +72,13 @@ def table(results: Results, missing: dict[str, str]) -> str:
     return _rows(rows)
 
 
-def clients_table(curve: Curve) -> str:
+def clients_table(curves: Curves) -> str:
     """One column a number of clients."""
-    head = ["clients", *(str(clients) for clients, _, _ in curve)]
-    rates = [[f"{name}, MiB/s in all", *(_shown(each[n + 1]) for each in curve)] for n, (name, _) in enumerate(RATES)]
-    return _rows([head, *rates])
+    rows = [["clients", *(str(clients) for clients, _, _ in next(iter(curves.values())))]]
+    for way, curve in curves.items():
+        for number, (name, _) in enumerate(RATES, 1):
+            rows.append([f"{way}, {name}, MiB/s in all", *(_shown(each[number]) for each in curve)])
+    return _rows(rows)
 
 
 def _svg(width: float, height: float) -> str:
@@ -117,18 +120,23 @@ def plot(results: Results) -> str:
     return "\n".join([*parts, "</svg>\n"])
 
 
-def plot_clients(curve: Curve) -> str:
+def plot_clients(curves: Curves) -> str:
     """The throughput of all clients together over their number, each doubling as far as the one before."""
-    left, wide, high, step = 50, 420, 160, 420 / max(1, len(curve) - 1)
-    most = max(max(each[1:]) for each in curve)
+    first = next(iter(curves.values()))
+    left, wide, high, step = 50, 420, 160, 420 / max(1, len(first) - 1)
+    most = max(rate for curve in curves.values() for each in curve for rate in each[1:])
     parts = [_svg(left + wide + 40, high + 70), *_legend(left)]
     bottom = 30 + high
     parts.append(f'<path d="M{left} 30V{bottom}H{left + wide}" fill="none" stroke="#888"/>')
     parts.append(f'<text x="{left - 6}" y="36" text-anchor="end">{_shown(most)}</text>')
-    for number, each in enumerate(curve):
+    for number, each in enumerate(first):
         parts.append(f'<text x="{left + number * step:.1f}" y="{bottom + 16}" text-anchor="middle">{each[0]}</text>')
-    parts.append(f'<text x="{left + wide / 2:g}" y="{bottom + 32}" text-anchor="middle">clients</text>')
-    for number, colour in enumerate(_COLOURS, 1):
-        points = [f"{left + n * step:.1f},{bottom - each[number] / most * high:.1f}" for n, each in enumerate(curve)]
-        parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    drawn = ", ".join(f"{way} {dash}" for way, dash in zip(curves, _DASHES, strict=False))
+    parts.append(f'<text x="{left + wide / 2:g}" y="{bottom + 32}" text-anchor="middle">clients ({drawn})</text>')
+    for curve, dash in zip(curves.values(), _DASHES.values(), strict=False):
+        for number, colour in enumerate(_COLOURS, 1):
+            heights = (bottom - each[number] / most * high for each in curve)
+            points = [f"{left + n * step:.1f},{y:.1f}" for n, y in enumerate(heights)]
+            line = f'fill="none" stroke="{colour}" stroke-width="2"{dash}'
+            parts.append(f'<polyline points="{" ".join(points)}" {line}/>')
     return "\n".join([*parts, "</svg>\n"])

@@ -21,9 +21,12 @@ from storage_guest import (
     wait_for_port,
 )
 
-from wnodes_core.api import Mount
+from wnodes_core.api import Filesystem, Mount
+from wnodes_core.backends.libvirt import devices
+from wnodes_core.backends.libvirt.qmp import Monitor
 from wnodes_core.mounting import SHOW_SCRATCH
 from wnodes_core.storage import sshfs
+from wnodes_core.storage import virtiofs as virtiofs_gateway
 
 GANESHA, RPCBIND = "/usr/bin/ganesha.nfsd", "/sbin/rpcbind"
 CHANNEL, BARE, ATTACH = 0, 1, 2  # which mount port is whose
@@ -66,6 +69,29 @@ def virtiofs(guest: SharedGuest, target: str) -> list[int]:
     return [guest.virtiofsd.pid]
 
 
+def virtiofs_clone(guest: SharedGuest, target: str) -> list[int]:
+    """As a clone has it: plugged into the running guest, whose memory the gateway copies from and to."""
+    mount = Mount(str(guest.source), target)
+    memory = os.open(f"/proc/{guest.process.pid}/mem", os.O_RDWR)
+    try:
+        made = virtiofs_gateway.wnodes_mount_equip(mount, 0, str(guest.folder), {}, "virtiofs", memory)
+    finally:
+        os.close(memory)
+    assert made is not None
+    wire = socket.socket(socket.AF_UNIX)
+    wire.connect(f"{guest.folder}/qmp")
+    monitor = Monitor(wire, "bench")
+    for chardev, device in devices.filesystem_orders([Filesystem(**made["filesystem"])], "free"):
+        monitor.ask("chardev-add", **chardev)
+        monitor.ask("device_add", **device)
+    monitor.close()
+    told = {**guest.facts, "port": "org.wnodes.mount.0", "equipped": made}
+    shown = virtiofs_gateway.wnodes_mount_attach(mount, "", told, "virtiofs")
+    assert shown is not None
+    take_steps(guest, shown)
+    return [made["process"]["pid"]]
+
+
 def sshfs_channel(guest: SharedGuest, target: str, port: int = CHANNEL) -> list[int]:
     return [attach_sshfs(guest, target, port)["process"]["pid"]]
 
@@ -75,9 +101,14 @@ def attach_sshfs(guest: SharedGuest, target: str, port: int) -> dict[str, Any]:
     told = {**guest.facts, "port": f"org.wnodes.mount.{port}"}
     made = sshfs.wnodes_mount_attach(Mount(str(guest.source), target), guest.socket(port + 1), told, "sshfs")
     assert made is not None
-    for step in made["guest"]:
-        must(guest, step["argv"], **{name: value for name, value in step.items() if name != "argv"})
+    take_steps(guest, made)
     return made
+
+
+def take_steps(guest: SharedGuest, attachment: dict[str, Any]) -> None:
+    """What the keeper asks the guest's agent to run."""
+    for step in attachment["guest"]:
+        must(guest, step["argv"], **{name: value for name, value in step.items() if name != "argv"})
 
 
 def sshfs_socat(guest: SharedGuest, target: str) -> list[int]:
@@ -144,6 +175,7 @@ WAYS: dict[str, Callable[[SharedGuest, str], list[int]]] = {
     "overlay disk": overlay,
     "scratch disk": scratch_disk,
     "virtiofs": virtiofs,
+    "virtiofs, clone": virtiofs_clone,
     "sshfs, channel": sshfs_channel,
     "sshfs, TCP (socat)": sshfs_socat,
     "sshfs, encrypted": sshfs_encrypted,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from wnodes_core.errors import NoProvider, RequestError, WnodesError
 from wnodes_core.growth import grown
@@ -27,6 +27,7 @@ from wnodes_core.mounting import Mounts
 from wnodes_core.plan import Plan
 from wnodes_core.plugging import plug, plug_disk
 from wnodes_core.pool.pooled import Pooled
+from wnodes_core.threads import to_its_end
 from wnodes_core.undoing import undo_one
 from wnodes_core.watch import Watch
 
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 Announce = Callable[[str], None]
 Starter = Callable[[Vm], Process]
-Made = TypeVar("Made")
 
 CLONE_TIMEOUT_S = 15.0  # a clone that does not answer by then is given up: far less than a boot takes
 
@@ -94,7 +94,7 @@ class Lifecycle:
 
     async def boot(self, start: Starter) -> Running:
         """A guest that was booted, with neither the job's user nor its mounts; ``start`` starts its hypervisor."""
-        vm = replace(self._vm(), filesystems=await _to_its_end(self._mounts.equip))
+        vm = replace(self._vm(), filesystems=await to_its_end(self._mounts.equip))
         with self._timed("overlay"):
             self._create_disk(self.plan.overlay)
             if self._agent == "cloud-init":
@@ -183,6 +183,9 @@ class Lifecycle:
         """The VM with the job's user, network and mounts."""
         running: Running = await raising
         try:
+            if self.plan.template and not self.pooled and self._mounts.pluggable:
+                with self._timed("plug"):  # first: the guest's kernel looks at it beside all else
+                    await self._while_alive(self._mounts.plug(running.vm, running.process))
             with self._timed("agent"):
                 await self._while_alive(self._set_up(running.channel))
             if self.plan.template and self.plan.scratch:
@@ -217,7 +220,7 @@ class Lifecycle:
         await asyncio.to_thread(plug_disk, disk, plug)
 
     async def _started(self, vm: Vm, start: Starter) -> Process:
-        self.watch.process = await _to_its_end(lambda: self._start(vm, start))
+        self.watch.process = await to_its_end(lambda: self._start(vm, start))
         return self.watch.process
 
     def _start(self, vm: Vm, start: Starter) -> Process:
@@ -278,16 +281,3 @@ class Lifecycle:
             yield
         finally:
             self.trace.add(name, time.monotonic() - began)
-
-
-async def _to_its_end(work: Callable[[], Made]) -> Made:
-    """Run ``work`` in a thread; a cancelled caller still waits for it.
-
-    A VM, or a gateway, whose start nobody awaits any more would come up behind the back of the undo.
-    """
-    thread = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(thread)
-    except asyncio.CancelledError:
-        await asyncio.wait({thread})
-        raise

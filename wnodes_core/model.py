@@ -139,9 +139,9 @@ class Disk:
 
 @dataclass(frozen=True)
 class Filesystem:
-    """A host folder that is a device of the VM, from its start on.
+    """A host folder that is a device of the VM, from its start on or plugged into a clone.
 
-    ``kind`` is ``virtiofs`` (``source`` is the socket at which its server listens; the guest's memory is
+    ``kind`` is ``virtiofs`` (``source`` is the socket at which its server listens; a booted guest's memory is
     shared with it) or ``9p`` (``source`` is the folder, which the hypervisor itself serves). The guest
     mounts it by its ``tag``.
     """

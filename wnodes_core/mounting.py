@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from wnodes_core.errors import HostError, ImageError, NoProvider, TransientError, WnodesError
 from wnodes_core.guest.channel import GuestChannel
 from wnodes_core.journal import Journal, Resource
-from wnodes_core.model import Filesystem, Mount
+from wnodes_core.model import Filesystem, Mount, Process, Vm
 from wnodes_core.plan import MOUNT_PORT, Plan
 from wnodes_core.ports import Nic
+from wnodes_core.threads import to_its_end
+
+_DEVICES = ("device", "plug")  # what a provider needs whose mounts are devices of the VM
 
 # The disk is known by its serial number, which needs no udev; each folder is one of its own on the disk.
 SHOW_SCRATCH = """
@@ -56,21 +61,58 @@ class Mounts:
         self._problems: dict[int, list[WnodesError]] = {}
 
     def equip(self) -> tuple[Filesystem, ...]:
-        """What the VM must have from its start on for its mounts, made and journalled. Blocks.
+        """What a VM that is booted must have from its start on for its mounts, made and journalled. Blocks.
 
         Raises MountDenied. A provider that cannot serve is passed over, as in ``attach``.
         """
-        found = (self._equipped(index, mount) for index, mount in enumerate(self._plan.mounts))
+        return self._equip(_DEVICES, None)
+
+    @property
+    def pluggable(self) -> bool:
+        """Whether there is a mount that may be a device which is plugged in."""
+        return bool(self._plan.mounts) and needs_of(self._hook, self._plan.storage[0]) in _DEVICES
+
+    async def plug(self, vm: Vm, hypervisor: Process) -> None:
+        """Give a running clone the devices for those of its mounts that can be plugged in.
+
+        Raises MountDenied, NoProvider, TransientError.
+        """
+        made = await to_its_end(partial(self._equip_clone, hypervisor))
+        if made and not await asyncio.to_thread(self._hook.wnodes_filesystems_plug, vm=vm, filesystems=made):
+            raise NoProvider("no backend plugs file systems into this clone")
+
+    def _equip_clone(self, hypervisor: Process) -> tuple[Filesystem, ...]:
+        try:
+            memory = os.open(f"/proc/{hypervisor.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:  # Yama's ptrace_scope of 2 and more
+            problem = NoProvider(f"no way to the clone's memory: {error.strerror}")
+            self._problems.update({index: [problem] for index in range(len(self._plan.mounts))})
+            return ()
+        try:
+            return self._equip(("plug",), memory)
+        finally:
+            os.close(memory)
+
+    def _equip(self, kinds: Sequence[str], memory: int | None) -> tuple[Filesystem, ...]:
+        found = (self._equipped(index, mount, kinds, memory) for index, mount in enumerate(self._plan.mounts))
         return tuple(Filesystem(**each["filesystem"]) for each in found if each)
 
-    def _equipped(self, index: int, mount: Mount) -> dict[str, Any] | None:
+    def _equipped(self, index: int, mount: Mount, kinds: Sequence[str], memory: int | None) -> dict[str, Any] | None:
         for name in self._plan.storage:
-            if needs_of(self._hook, name) != "device":
+            needs = needs_of(self._hook, name)
+            if needs not in _DEVICES:
                 return None
+            if needs not in kinds:
+                continue
             with self._journal.making_it("attachment", f"{name} device of {mount.target}") as made:
                 try:
                     found: dict[str, Any] | None = self._hook.wnodes_mount_equip(
-                        mount=mount, index=index, folder=self._plan.folder, guest=self._facts, provider=name
+                        mount=mount,
+                        index=index,
+                        folder=self._plan.folder,
+                        guest=self._facts,
+                        provider=name,
+                        memory=memory,
                     )
                 except (NoProvider, HostError) as error:
                     self._problems.setdefault(index, []).append(error)
@@ -148,7 +190,7 @@ class Mounts:
 
 
 def needs_of(hook: Any, provider: str) -> str:
-    """What a storage provider needs of the VM: '', ``device``, ``network`` or ``export`` (``wnodes_mount_usable``)."""
+    """What a storage provider needs of the VM: '', ``device``, ``plug``, … (``wnodes_mount_usable``)."""
     found = {each["provider"]: each.get("needs", "") for each in reversed(hook.wnodes_mount_usable())}
     needs: str = found.get(provider, "")
     return needs

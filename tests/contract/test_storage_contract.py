@@ -14,7 +14,7 @@ class TestSshfs(StorageContract):
 
 
 class TestVirtiofs(StorageContract):
-    provider, name, needs = "wnodes_core.storage.virtiofs", "virtiofs", "device"
+    provider, name, needs = "wnodes_core.storage.virtiofs", "virtiofs", "plug"
 
 
 class TestNinep(SourceContract):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from lxml import etree
 
-from wnodes_core.api import Disk, Nic
+from wnodes_core.api import Disk, Filesystem, Nic
 from wnodes_core.backends.libvirt import devices, domain
 
 MAC = "02:00:00:00:00:07"
@@ -136,3 +136,25 @@ def test_a_free_slot_is_an_empty_root_port() -> None:
     machine = [{"bus": 0, "devices": [{"qdev_id": ""}, port("pci.1", "virtio-disk0"), {"qdev_id": "video0"}, port("pci.2")]}]
     assert devices.free_bus(machine) == "pci.2"
     assert devices.free_bus([{"bus": 0, "devices": [port("pci.1", "x")]}]) == ""
+
+
+def test_file_systems_are_functions_of_one_device_that_is_told_of_when_it_is_whole() -> None:
+    pair = tuple(Filesystem("virtiofs", f"/lease/fs{n}.sock", f"wnodes{n}") for n in range(2))
+    (second, its_device), (first, device) = devices.filesystem_orders(pair, "pci.6")
+    assert [each["id"] for each in (second, first)] == ["charfs1", "charfs0"], "function 0 comes last"
+    assert first == {
+        "id": "charfs0",
+        "backend": {
+            "type": "socket",
+            "data": {"addr": {"type": "unix", "data": {"path": "/lease/fs0.sock"}}, "server": False},
+        },
+    }
+    assert device == {
+        **{"driver": "vhost-user-fs-pci", "id": "fs0", "chardev": "charfs0", "tag": "wnodes0", "bus": "pci.6"},
+        **{"addr": "0x0.0x0", "multifunction": True, "queue-size": 1024},
+    }
+    assert its_device["addr"] == "0x0.0x1" and not its_device["multifunction"]
+    ((_, alone),) = devices.filesystem_orders(pair[:1], "pci.6")
+    assert not alone["multifunction"]
+    with pytest.raises(ValueError, match="want 8 at most"):
+        list(devices.filesystem_orders(pair * 5, "pci.6"))

@@ -93,7 +93,7 @@ def deadly_journal(scene):
 
         def learn(self, resource):
             attachment = resource.data.get("attachment")
-            if attachment and "process" in attachment:
+            if attachment and attachment["process"]:  # a device's guest half has none
                 scene.note_process("gateway", **attachment["process"])
             if resource.kind == "vm" and "pid" in resource.data:
                 pid, started = resource.data["pid"], resource.data["started"]

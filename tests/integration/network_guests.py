@@ -37,8 +37,8 @@ class RealGuest:
         job = Job("test", port.lease[:6] if port else "alone", "n0", user.pw_uid, user.pw_gid, user.pw_name)
         plan = Plan(
             lease=f"t-{os.urandom(4).hex()}", folder=str(self.folder), job=job, image=image,
-            user=User(user.pw_name, user.pw_uid, user.pw_gid, "/tmp", {}), accel="tcg", cpus=1, memory_mib=384,
-            boot_timeout_s=120, port=port, nic=nic, **{"mounts": (), **more},
+            user=User(user.pw_name, user.pw_uid, user.pw_gid, "/tmp", {}), accel="tcg",
+            boot_timeout_s=120, port=port, nic=nic, **{"mounts": (), "cpus": 1, "memory_mib": 384, **more},
         )  # fmt: skip
         path = self.folder / "plan.json"
         path.write_text(json.dumps(plan.to_dict()))

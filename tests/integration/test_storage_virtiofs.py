@@ -7,6 +7,7 @@ import pwd
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from storage_guests import Served, booted  # noqa: E402
+from storage_guests import Served, booted, template_of  # noqa: E402
 
 from wnodes_core import processes  # noqa: E402
 from wnodes_core.errors import NoProvider  # noqa: E402
@@ -66,6 +67,10 @@ class TestVirtiofs(StorageDevices):
         assert done.stderr.count(b"Read-only file system") >= 4, done
         assert ((home / "kept").read_text(), (home / "kept").stat().st_mode & 0o777) == ("kept\n", 0o644)
 
+    def victims(self, found: list[Process]) -> list[Process]:
+        """Which processes of the gateways die."""
+        return found
+
     def test_a_gateway_that_dies_holds_nothing_up(
         self, guest: Served, job: Job, home: Path, mounts: tuple[Mount, ...]
     ) -> None:
@@ -78,10 +83,29 @@ class TestVirtiofs(StorageDevices):
             time.sleep(0.05)
         found = gateways(guest)
         assert len(found) == len(mounts), found
-        for each in found:
+        victims = self.victims(found)
+        assert len(victims) == len(mounts), victims
+        for each in victims:
             os.kill(each.pid, signal.SIGKILL)
+        while gateways(guest):
+            assert time.monotonic() < deadline, "a server outlives who speaks for it"
+            time.sleep(0.05)
         assert guest.run(f"(timeout 5 ls '{mounts[1].target}' >/dev/null 2>&1 &) ; echo on").stdout == b"on\n"
         assert set(log.read_text().splitlines()) == {"line"}, "what was written is not corrupt"
+
+
+class TestVirtiofsInAClone(TestVirtiofs):
+    """The same of a VM whose memory nobody shares: its gateways copy."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def boot_with(cls, minimal_image: Image, ordinary_user: pwd.struct_passwd) -> Iterator[BootWith]:
+        with template_of(minimal_image, ordinary_user) as template:
+            yield partial(booted, minimal_image, ordinary_user, template=template)
+
+    def victims(self, found: list[Process]) -> list[Process]:
+        """Those that copy: their servers end with them."""
+        return [p for p in processes.table() if p.parent in {each.pid for each in found}]
 
 
 def gateways(guest: Served) -> list[Process]:
@@ -94,7 +118,7 @@ STARTER = """
 import sys, time
 from wnodes_core.api import Mount
 from wnodes_core.storage import sshfs, virtiofs
-print(virtiofs.wnodes_mount_equip(Mount(sys.argv[1], "/t"), 0, sys.argv[1], {}, "virtiofs")["process"]["pid"], flush=True)
+print(virtiofs.wnodes_mount_equip(Mount(sys.argv[1], "/t"), 0, sys.argv[1], {}, "virtiofs", None)["process"]["pid"], flush=True)
 time.sleep(60)
 """
 
@@ -123,7 +147,7 @@ def test_a_gateway_sees_its_folder_and_programs_and_nothing_else(tmp_path: Path)
     look = "cd /; echo *; echo tmp/* etc/* proc/* proc/self/*; cat /etc/passwd || echo none; echo y >tmp/mine || echo sealed"
     reader, writer = os.pipe()
     log = os.open("/dev/null", os.O_WRONLY)
-    argv = [*virtiofs._confined(Mount(str(tmp_path), "/t", True), log), "/usr/bin/dash", "-c", look]
+    argv = [*virtiofs._confined(Mount(str(tmp_path), "/t", True), "virtiofs_exec", [os.getpid(), log]), "/usr/bin/dash", "-c", look]
     child = spawn(argv, stdout=writer, stderr=2, pass_fds=(log,))
     os.close(writer)
     os.close(log)
@@ -148,10 +172,10 @@ def test_a_host_that_starts_none_leaves_the_mount_to_the_next(
 ) -> None:
     """As where AppArmor forbids namespaces to users. A verdict on the mount, never on the host."""
     monkeypatch.setattr(virtiofs, "_START_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(virtiofs, "_confined", lambda mount, log: [*fault, "#"])
+    monkeypatch.setattr(virtiofs, "_confined", lambda mount, module, numbers: [*fault, "#"])
     before = sshfs.gateways()
     with pytest.raises(NoProvider, match=said):
-        virtiofs.wnodes_mount_equip(Mount(str(tmp_path), "/t"), 0, str(tmp_path), {}, "virtiofs")
+        virtiofs.wnodes_mount_equip(Mount(str(tmp_path), "/t"), 0, str(tmp_path), {}, "virtiofs", None)
     assert sshfs.gateways() == before
 
 
@@ -160,7 +184,7 @@ def test_a_source_that_cannot_be_sealed_is_told(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(devices, "check_source", lambda mount: None)  # it vanishes just afterwards
     (tmp_path / "s").rmdir()
     with pytest.raises(NoProvider, match="No such file or directory"):
-        virtiofs.wnodes_mount_equip(Mount(str(tmp_path / "s"), "/t"), 0, str(tmp_path), {}, "virtiofs")
+        virtiofs.wnodes_mount_equip(Mount(str(tmp_path / "s"), "/t"), 0, str(tmp_path), {}, "virtiofs", None)
 
 
 def test_a_host_without_user_namespaces_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,39 @@ def test_clone_killed_alone(stage, template, moment, victim):
     stage.wait_for_nothing(ledger)
 
 
+DEVICE = ["making attachment", "made attachment"]
+PLUGGED = [*LIFE[:4], *DEVICE, *LIFE[4:6], "gone attachment", *LIFE[6:]]
+
+
+@pytest.fixture(scope="module")
+def plugged(stage):
+    """Mounts are devices that are plugged into the clone."""
+    settings = stage.home / ".config/wnodes/wnodes.yaml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("storage: {order: [virtiofs]}\n")
+    yield
+    settings.unlink()
+
+
+def test_a_clone_with_a_plugged_mount_has_the_life_of_any_lease(stage, template, plugged):
+    orders, ledger = stage.orders(fake=False)
+    done = clone(stage, orders, "sh", "-c", "grep -m1 -o ' virtiofs wnodes0' /proc/self/mountinfo; echo mine >written")
+    assert (done.returncode, done.stdout) == (0, b" virtiofs wnodes0\n"), done.stderr
+    assert b"booting" not in done.stderr, done.stderr
+    assert lines_in(ledger) == PLUGGED
+    assert (stage.work / "written").read_text() == "mine\n"
+    assert stage.left(ledger) == []
+
+
+@pytest.mark.parametrize(("line", "when"), [(5, "after"), (6, "before"), (6, "after"), (8, "before"), (9, "after"), (10, "after")])
+def test_clone_with_a_plugged_mount_killed_with_its_launcher(stage, template, plugged, line, when):
+    orders, ledger = stage.orders(fake=False, victim="both", line=line, when=when)
+    assert clone(stage, orders).returncode == -9
+    until(lambda: len(lines_in(ledger)) >= line - (when == "before"), "the keeper has come so far")
+    stage.sweep(fake=False)
+    assert stage.left(ledger) == []
+
+
 def test_a_vm_that_dies_as_it_wakes_is_booted_instead(stage, template):
     orders, ledger = stage.orders(fake=False, victim="vm", line=LIFE.index("made vm") + 1)
     done = clone(stage, orders)

@@ -66,8 +66,8 @@ def test_the_storage_page_gets_its_table_and_its_plot(tmp_path):
     page.write_text(f"before\n{storage_plot.BEGIN}\nold\n{storage_plot.END}\nafter\n")
     found = {name: [1.0, 30.0, 2.0] for name, _ in storage_plot.COLUMNS}
     bare = {name: [4.0] for name, _ in storage_plot.RATES}
-    curve = [(1, 40.0, 20.0), (16, 10.0, 5.0)]
-    storage_plot.document({"sshfs": found, "bare": bare}, {"9p": "no 9p here"}, curve, tmp_path, 3)
+    curves = {"sshfs": [(1, 40.0, 20.0), (16, 10.0, 5.0)], "other": [(1, 20.0, 20.0), (16, 40.0, 40.0)]}
+    storage_plot.document({"sshfs": found, "bare": bare}, {"9p": "no 9p here"}, curves, tmp_path, 3)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| sshfs | 2 | 2 |" in text and "| 9p | not measured: no 9p here |" in text and "39.5-112" in text
@@ -75,16 +75,18 @@ def test_the_storage_page_gets_its_table_and_its_plot(tmp_path):
     assert [each.text for each in drawn.iter() if each.text and each.text.startswith("sshfs")] == ["sshfs"]
     assert f"({storage_plot.PLOT})" in text and f"({storage_plot.CURVE})" in text
     assert "| 2 | 30 |" in text  # the most files of a round
-    assert "| bare | 4 | 4 |  |" in text and "| write, MiB/s in all | 40 | 10 |" in text
+    assert "| bare | 4 | 4 |  |" in text and "| sshfs, write, MiB/s in all | 40 | 10 |" in text
     lines = ElementTree.parse(tmp_path / storage_plot.CURVE).getroot().iter("{http://www.w3.org/2000/svg}polyline")
-    assert [line.get("points") for line in lines] == ["50.0,30.0 470.0,150.0", "50.0,110.0 470.0,170.0"]
+    drawn = [(line.get("points"), line.get("stroke-dasharray")) for line in lines]
+    assert drawn[:2] == [("50.0,30.0 470.0,150.0", None), ("50.0,110.0 470.0,170.0", None)]
+    assert drawn[2:] == [("50.0,110.0 470.0,30.0", "6 4")] * 2
 
 
 def test_a_page_without_clients_has_no_second_plot(tmp_path):
     import storage_plot
 
     (tmp_path / "storage.md").write_text(f"{storage_plot.BEGIN}\n{storage_plot.END}\n")
-    storage_plot.document({"bare": {name: [4.0] for name, _ in storage_plot.RATES}}, {}, [], tmp_path, 1)
+    storage_plot.document({"bare": {name: [4.0] for name, _ in storage_plot.RATES}}, {}, {}, tmp_path, 1)
     assert storage_plot.CURVE not in (tmp_path / "storage.md").read_text()
     assert not (tmp_path / storage_plot.CURVE).exists()
 
@@ -170,8 +172,8 @@ def test_a_mount_is_timed_alone_and_beside_others():
 def test_clients_are_compared_with_one():
     import storage_clients
 
-    assert storage_clients.figures([])[0].value is None
-    wrote, read = storage_clients.figures([(1, 10.0, 20.0), (16, 5.0, 40.0)])
+    assert storage_clients.figures({})[0].value is None
+    wrote, read = storage_clients.figures({"sshfs": [(1, 10.0, 20.0), (16, 5.0, 40.0)]})
     assert (wrote.value, read.value) == (0.5, 2.0) and "16: 40 MiB/s" in read.note
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from wnodes_core.files import remove_tree
 from wnodes_core.guest import identity
 from wnodes_core.journal import Journal
 from wnodes_core.lifecycle import Lifecycle, Running
-from wnodes_core.model import Disk, Template, Trace
+from wnodes_core.model import Disk, Mount, Template, Trace
 from wnodes_core.plan import Plan
 from wnodes_core.templates import build
 
@@ -189,3 +190,84 @@ def test_a_guest_that_shows_no_scratch_is_booted_with_it(stand: Stand, monkeypat
     with pytest.raises(ImageError, match="scratch"):
         stand.go(lambda lifecycle, _: kinds.append(lifecycle.trace.start.kind))
     assert stand.trace.start.kind == "cold" and not kinds and stand.errors == []
+
+
+class Plugged:
+    """A provider whose mounts are plugged in; ``plugs`` is what the backend says of it."""
+
+    wnodes_api = 1
+
+    def __init__(self, plugs: bool = True) -> None:
+        self.plugs = plugs
+        self.memory: list[bytes | None] = []
+        self.shown: list[Any] = []
+
+    @hookimpl
+    def wnodes_mount_usable(self) -> dict[str, str]:
+        return {"provider": "plugged", "problem": "", "needs": "plug"}
+
+    @hookimpl
+    def wnodes_mount_equip(
+        self, index: int, folder: str, provider: str, memory: int | None
+    ) -> dict[str, Any] | None:
+        if provider != "plugged":
+            return None
+        self.memory.append(None if memory is None else os.readlink(f"/proc/self/fd/{memory}").encode())
+        device = {"kind": "virtiofs", "source": f"{folder}/fs{index}.sock", "tag": f"t{index}", "read_only": False}
+        return {"provider": "plugged", "process": None, "filesystem": device, "notice": ""}
+
+    @hookimpl
+    def wnodes_filesystems_plug(self) -> bool | None:
+        return None if self.plugs else False
+
+    @hookimpl
+    def wnodes_mount_attach(self, guest: dict[str, Any], provider: str) -> dict[str, Any] | None:
+        if provider != "plugged":
+            return None
+        self.shown.append(guest["equipped"]["filesystem"]["tag"])
+        return {"provider": "plugged", "process": None, "guest": [], "notice": ""}
+
+    @hookimpl
+    def wnodes_mount_detach(self, attachment: dict[str, Any]) -> bool | None:
+        return True if attachment["provider"] == "plugged" else None
+
+
+def with_plugged(stand: Stand, provider: Plugged) -> None:
+    stand.plugins.register(provider, "plugged")
+    mounts = (Mount("/data", "/mnt/a"), Mount("/data", "/mnt/b"))
+    stand.plan = replace(stand.plan, mounts=mounts, storage=("plugged",))
+
+
+def test_a_clones_mounts_are_plugged_in_at_once_by_who_sees_its_memory(stand: Stand) -> None:
+    provider = Plugged()
+    with_plugged(stand, provider)
+
+    async def use(_: Lifecycle, running: Running) -> None:
+        told = json.loads((stand.folder / "filesystems.json").read_text())
+        assert [each["tag"] for each in told] == ["t0", "t1"]
+        assert provider.memory == [f"/proc/{running.process.pid}/mem".encode()] * 2
+        assert not [fd for fd in os.listdir("/proc/self/fd") if "/mem" in _link(fd)], "it stays open"
+
+    assert stand.go(use) == []
+    assert stand.trace.start.kind == "warm"
+    assert phases(stand)[:6] == ["overlay", "clone", "wake", "plug", "agent", "mount"]
+    assert sorted(provider.shown) == ["t0", "t1"]
+    lines = stand.lines()
+    assert lines[2:8] == ["making vm", "made vm", *["making attachment", "made attachment"] * 2]
+    assert lines.count("gone attachment") == 4
+
+
+def _link(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return ""
+
+
+def test_where_nothing_can_be_plugged_in_the_vm_is_booted_with_it(stand: Stand) -> None:
+    provider = Plugged(plugs=False)
+    with_plugged(stand, provider)
+    works(stand)
+    assert (stand.trace.start.kind, stand.trace.start.fallback) == ("cold", "NoProvider")
+    assert provider.memory[2:] == [None, None], "a VM that is booted shares its memory"
+    assert not (stand.folder / "filesystems.json").exists()

@@ -21,7 +21,7 @@ def _attach(**facts: Any) -> Any:
 
 
 def _equip(**facts: Any) -> Any:
-    return ninep.wnodes_mount_equip(Mount("/tmp", "/t", True), 2, "/lease", facts, "9p")
+    return ninep.wnodes_mount_equip(Mount("/tmp", "/t", True), 2, "/lease", facts, "9p", None)
 
 
 def test_qemu_serves_the_folder_itself() -> None:
@@ -41,7 +41,7 @@ def test_a_guest_whose_kernel_has_none_is_left_to_the_next_provider() -> None:
     assert caught.value.hint == "facts: {9p: no} in the image's entry says so"
     for facts in ({"9p": True}, {}):
         (step,) = _attach(**facts)["guest"]
-        assert step["argv"][:3] == ["mount", "-t", "9p"] and step["argv"][-2] == "wnodes0"
+        assert step["argv"][4] == "9p" and step["argv"][-2] == "wnodes0"
 
 
 def test_a_vm_without_the_device_is_left_to_the_next_provider() -> None:

@@ -26,7 +26,7 @@ def test_a_guest_whose_kernel_has_none_is_left_to_the_next_provider() -> None:
         _attach(virtiofs=False)
     for facts in ({"virtiofs": True}, {}):
         (step,) = _attach(**facts)["guest"]
-        assert step["argv"][:5] == ["mount", "-t", "virtiofs", "-o", "nosuid,nodev"]
+        assert step["argv"][4:] == ["virtiofs", "nosuid,nodev", "wnodes0", "/run/wnodes/mounts/org.wnodes.mount.0"]
 
 
 def test_a_vm_without_the_device_is_left_to_the_next_provider() -> None:
@@ -55,7 +55,7 @@ def test_a_guest_without_modules_to_be_seen_is_tried(tmp_path: Path) -> None:
 
 
 def test_the_socket_goes_with_the_gateway(tmp_path: Path) -> None:
-    made = virtiofs.wnodes_mount_equip(Mount(str(tmp_path), "/t"), 3, str(tmp_path), {}, "virtiofs")
+    made = virtiofs.wnodes_mount_equip(Mount(str(tmp_path), "/t"), 3, str(tmp_path), {}, "virtiofs", None)
     assert made is not None and (tmp_path / "fs3.sock").exists()
     for _ in range(2):
         assert virtiofs.wnodes_mount_detach(made)

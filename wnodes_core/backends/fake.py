@@ -21,10 +21,11 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wnodes_core.api import Disk, Nic, Process, Template, Vm, errors, hookimpl
+from wnodes_core.api import Disk, Filesystem, Nic, Process, Template, Vm, errors, hookimpl
 from wnodes_core.tools import alive, kill, read, spawn, table, write_atomic
 
 wnodes_api = 1
@@ -144,6 +145,13 @@ def wnodes_disk_plug(vm: Vm, disk: Disk, fd: int) -> bool:
     """Note in ``disk.json`` beside the VM which file it is given."""
     found = os.fstat(fd)
     Path(vm.folder, "disk.json").write_text(json.dumps({"serial": disk.serial, "inode": found.st_ino}))
+    return True
+
+
+@hookimpl
+def wnodes_filesystems_plug(vm: Vm, filesystems: tuple[Filesystem, ...]) -> bool:
+    """Note in ``filesystems.json`` beside the VM what it is given."""
+    Path(vm.folder, "filesystems.json").write_text(json.dumps([asdict(each) for each in filesystems]))
     return True
 
 

@@ -38,6 +38,8 @@ class _Qemu:
         self.listeners: dict[str, socket.socket] = {}
         for name, path in channels.items():
             listener = socket.socket(socket.AF_UNIX)
+            with suppress(FileNotFoundError):
+                os.unlink(path)  # one of a VM before, as QEMU does it
             listener.bind(path)
             listener.listen(1)
             self.listeners[name] = listener

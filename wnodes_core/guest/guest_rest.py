@@ -15,8 +15,8 @@ from typing import Any
 
 from wnodes_core.guest import guest_identity, guest_users
 
-# fuse: mounts; virtio_mem: clones with more memory than the template; virtio_net: their network.
-MODULES = ("fuse", "virtio_mem", "virtio_net")
+# fuse, virtiofs: mounts; virtio_mem: clones with more memory than the template; virtio_net: their network.
+MODULES = ("fuse", "virtiofs", "virtio_mem", "virtio_net")
 _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 # Run once, to the end and for nothing: their pages, libraries and look-ups are in memory then.
 _WARM = (

@@ -19,7 +19,8 @@ def wnodes_mount_usable() -> dict[str, str]:
 
     :returns: ``{"provider": name, "problem": why not here, or "", "needs": …}``, one a provider. ``needs`` is ''
         for a virtio-serial port, which every VM has for each mount; ``device`` for what must be in the VM
-        when it starts (``wnodes_mount_equip``), so that it cannot be a clone; ``network`` for a NIC; ``export``
+        when it starts (``wnodes_mount_equip``), so that it cannot be a clone; ``plug`` for what can also be
+        plugged into a running clone; ``network`` for a NIC; ``export``
         for a NIC and something that wnodesd makes as root. Such a one may add ``port``: the number of the TCP port
         of the node that it serves all VMs on, if not one of its own for each mount.
     """
@@ -27,18 +28,20 @@ def wnodes_mount_usable() -> dict[str, str]:
 
 @hookspec(firstresult=True)
 def wnodes_mount_equip(
-    mount: Mount, index: int, folder: str, guest: dict[str, Any], provider: str
+    mount: Mount, index: int, folder: str, guest: dict[str, Any], provider: str, memory: int | None
 ) -> dict[str, Any] | None:
-    """Called in the lease's keeper, as the job's user, before a VM is booted: what it must have for this mount.
+    """Called in the lease's keeper, as the job's user: the device that the VM must have for this mount.
 
-    Only a provider that ``needs`` a device is asked, one after the other in the site's order, and none that
-    stands behind one that needs none.
+    Before a VM is booted, and once a clone runs. Only a provider that ``needs`` a device, or one to be plugged, is
+    asked, one after the other in the site's order, and none that stands behind one that needs none.
 
     :param mount: host folder and guest folder.
     :param index: the mount's number in the lease.
     :param folder: the lease's own, for sockets.
     :param guest: what the image's catalogue entry says of the guest.
     :param provider: whose turn it is.
+    :param memory: an open file of a clone's memory where its hypervisor has it (/proc/PID/mem, proc(5)), for what
+        cannot be shared with it; None before a boot.
     :returns: ``{"provider", "process": {pid, started} or None, "filesystem": {"kind", "source", "tag",
         "read_only"}, "notice"}``; None to leave it to another provider. ``wnodes_mount_attach`` gets it back
         as ``guest["equipped"]``, ``wnodes_mount_detach`` undoes it.

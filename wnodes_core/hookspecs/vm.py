@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wnodes_core.markers import hookspec
 
 if TYPE_CHECKING:
-    from wnodes_core.model import Process, Vm
+    from wnodes_core.model import Filesystem, Process, Vm
     from wnodes_core.ports import Nic
 
 
@@ -49,6 +49,17 @@ def wnodes_vm_plug(vm: Vm, nic: Nic) -> bool | None:
     :param nic: what it is connected to on the host. It goes with the VM.
     :returns: True when the guest has it on its bus, None if this backend has no such NIC.
     :raises TransientError: it could not be plugged.
+    """
+
+
+@hookspec(firstresult=True)
+def wnodes_filesystems_plug(vm: Vm, filesystems: tuple[Filesystem, ...]) -> bool | None:
+    """Called once a clone runs, to give it file systems of the host as devices; its template has none.
+
+    :param vm: as given to ``wnodes_vm_clone``, in the same process.
+    :param filesystems: whose gateways listen already. They go with the VM.
+    :returns: True when they are plugged in, None if this backend plugs none into this VM.
+    :raises TransientError: they could not be.
     """
 
 

@@ -11,6 +11,15 @@ from wnodes_core.storage.sshfs import check_source
 
 _STAGES = "/run/wnodes/mounts"
 _MOUNT_TIMEOUT_S = 60.0
+# A device that was just plugged in is not there at once. What mount(8) says is heard when it has said it to the end.
+_MOUNT = """
+left=${WNODES_LOOKS:-300}
+until said=$(mount -t "$1" -o "$2" "$3" "$4" 2>&1); do
+    left=$((left - 1))
+    if [ "$left" -le 0 ]; then echo "$said" >&2; exit 1; fi
+    sleep 0.05
+done
+"""
 
 
 def check(name: str, mount: Mount, image: Mapping[str, Any]) -> None:
@@ -36,6 +45,6 @@ def attachment(name: str, mount: Mount, guest: Mapping[str, Any], options: str) 
         raise NoProvider(f"mount {mount}: the guest's kernel has no {name}", hint=hint)
     stage = f"{_STAGES}/{guest['port']}"
     shown = {"stage": stage, "target": mount.target, "read_only": mount.read_only, "read_ahead_kib": 0}
-    argv = ["mount", "-t", name, "-o", options, equipped["filesystem"]["tag"], stage]
+    argv = ["sh", "-c", _MOUNT, name, name, options, equipped["filesystem"]["tag"], stage]
     step = {"argv": argv, "mount": shown, "timeout_s": _MOUNT_TIMEOUT_S}
     return {"provider": name, "process": None, "guest": [step], "notice": ""}

@@ -11,10 +11,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import struct
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,7 +45,7 @@ def main() -> None:
         _own_root(share, told["place"])
         Path("/ganesha.conf").write_text(told["config"])
         child, listener = _start(sys.argv[1], told["place"], bool(told["read_only"]))
-        _keep_capabilities((_DAC_OVERRIDE, _DAC_READ_SEARCH, _FOWNER, _KILL, _SYS_PTRACE))
+        calls.keep_capabilities((_DAC_OVERRIDE, _DAC_READ_SEARCH, _FOWNER, _KILL, _SYS_PTRACE))
         opener = nfs_handles.Opener(child, listener, told["place"])
         problem = _until_it_listens(child, opener, told["port"])
     except OSError as error:
@@ -128,12 +126,6 @@ def _start(name: str, place: str, read_only: bool) -> tuple[int, int]:
     if not fds:
         raise OSError(said.decode() or "the server ended")
     return pid, fds[0]
-
-
-def _keep_capabilities(kept: Sequence[int]) -> None:
-    """Hold no others from now on (capset(2)). Raises OSError."""
-    head, bits = struct.pack("=Ii", 0x20080522, 0), sum(1 << number for number in kept)
-    calls.checked(calls.libc.capset(head, struct.pack("=IIIIII", bits, bits, 0, 0, 0, 0)))
 
 
 def _drop_capabilities() -> None:

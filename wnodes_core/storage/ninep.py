@@ -57,7 +57,7 @@ def wnodes_mount_usable() -> dict[str, str]:
 
 @hookimpl
 def wnodes_mount_equip(
-    mount: Mount, index: int, folder: str, guest: dict[str, Any], provider: str
+    mount: Mount, index: int, folder: str, guest: dict[str, Any], provider: str, memory: int | None
 ) -> dict[str, Any] | None:
     """Have QEMU serve the folder. There is nothing to start."""
     if provider != NAME:

@@ -1,9 +1,10 @@
 """Folders of the host in the guest: virtiofs, a device of the VM, served by a virtiofsd of the job's user.
 
-The quickest way to a folder, for guest and host share memory. That is its price, too: a VM that has such a device
-is booted and not cloned. virtiofsd wants to be root, to act for whatever user the guest names; here it is root of
-nothing but a user namespace in which only the job's user exists (``virtiofs_exec``), so that the host's kernel
-refuses all others. Contract of the program: virtiofsd(1) of QEMU 5.0 to 7.2, and the README of its successor in Rust.
+The quickest way to a folder. A VM that is booted shares its memory with the server; a clone's memory is nobody's to
+share, and what is plugged into it has a gateway that copies (``virtiofs_copy``). virtiofsd wants to be root, to act
+for whatever user the guest names; here it is root of nothing but a user namespace in which only the job's user exists
+(``virtiofs_exec``), so that the host's kernel refuses all others. Contract of the program: virtiofsd(1) of QEMU 5.0
+to 7.2, and the README of its successor in Rust.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from wnodes_core.api import Mount, Process, hookimpl
 from wnodes_core.errors import HostError, NoProvider
-from wnodes_core.storage import devices
+from wnodes_core.storage import devices, vhost_user, virtiofs_copy
 from wnodes_core.storage.sshfs import end_gateway, note_gateway
 from wnodes_core.storage.virtiofs_exec import PLACE
 from wnodes_core.tools import run, spawn
@@ -51,20 +53,22 @@ def wnodes_mount_usable() -> dict[str, str]:
     try:
         find_server()
     except HostError as error:
-        return {"provider": NAME, "problem": f"{error.message}; {error.hint}", "needs": "device"}
-    return {"provider": NAME, "problem": "", "needs": "device"}
+        return {"provider": NAME, "problem": f"{error.message}; {error.hint}", "needs": "plug"}
+    return {"provider": NAME, "problem": "", "needs": "plug"}
 
 
 @hookimpl
 def wnodes_mount_equip(
-    mount: Mount, index: int, folder: str, guest: dict[str, Any], provider: str
+    mount: Mount, index: int, folder: str, guest: dict[str, Any], provider: str, memory: int | None
 ) -> dict[str, Any] | None:
     """Start the gateway on a socket that QEMU is to call at."""
     if provider != NAME:
         return None
     devices.check(NAME, mount, guest)
+    if memory is not None and (problem := vhost_user.usable()):
+        raise NoProvider(f"mount {mount}: {problem}")
     path = f"{folder}/fs{index}.sock"
-    process = _start_gateway(mount, path)
+    process = _start_gateway(mount, path, memory)
     return {
         "provider": NAME,
         "process": {"pid": process.pid, "started": process.started},
@@ -94,23 +98,37 @@ def wnodes_mount_detach(attachment: dict[str, Any]) -> bool | None:
     return ended
 
 
-def _start_gateway(mount: Mount, path: str) -> Process:
-    """A virtiofsd that serves who calls at ``path`` first; it ends with that one, or with us if nobody calls.
+def _start_gateway(mount: Mount, path: str, memory: int | None) -> Process:
+    """A virtiofsd that serves who calls at ``path`` first; it ends with that one, or soon if nobody calls.
 
-    Raises NoProvider where this host lets the user start none.
+    ``memory`` as in ``wnodes_mount_equip``. Raises NoProvider where this host lets the user start none.
     """
     server = find_server()
-    ours, theirs = socket.socketpair()
-    with socket.socket(socket.AF_UNIX) as listener, ours:
+    with socket.socket(socket.AF_UNIX) as listener:
         with suppress(FileNotFoundError):
             os.unlink(path)
         listener.bind(path)
         os.chmod(path, 0o600)  # nobody can call before it listens
         listener.listen(1)
+        fd = listener.fileno()
+        try:
+            if memory is None:
+                return _started(mount, "virtiofs_exec", [], server_argv(server, fd), [fd])
+            argv = server_argv(server, virtiofs_copy.SERVER_FD)
+            return _started(mount, "virtiofs_copy", [fd, memory], argv, [fd, memory])
+        except NoProvider:
+            os.unlink(path)
+            raise
+
+
+def _started(mount: Mount, module: str, numbers: Sequence[int], server: Sequence[str], fds: Sequence[int]) -> Process:
+    """One of our modules in namespaces of the user's, once it says that it serves. Raises NoProvider."""
+    ours, theirs = socket.socketpair()
+    with ours:
         log = os.dup(2)  # the keeper's
         try:
-            argv = [*_confined(mount, log), *server_argv(server, listener.fileno())]
-            child = spawn(argv, stderr=theirs.fileno(), pass_fds=(listener.fileno(), log))
+            argv = [*_confined(mount, module, [os.getpid(), *numbers, log]), *server]
+            child = spawn(argv, stderr=theirs.fileno(), pass_fds=(*fds, log))
         finally:
             os.close(log)
             theirs.close()  # its end is the child's
@@ -118,7 +136,6 @@ def _start_gateway(mount: Mount, path: str) -> Process:
         problem = _problem(ours)
     if problem:
         end_gateway({"process": {"pid": process.pid, "started": process.started}})
-        os.unlink(path)
         raise NoProvider(f"mount {mount}: this host starts no {NAME} gateway: {problem}")
     return process
 
@@ -139,13 +156,13 @@ def _problem(starting: socket.socket) -> str:
     return f"nothing came of it in {_START_TIMEOUT_S:.0f} s"
 
 
-def _confined(mount: Mount, log: int) -> list[str]:
-    """What makes a namespace with one user in it, our ``virtiofs_exec`` there, and its arguments."""
+def _confined(mount: Mount, module: str, numbers: Sequence[int]) -> list[str]:
+    """What makes a namespace with one user in it, a module of ours there, and its arguments; the server's follow."""
     # Mounts that come later (automount) are seen, but where the seal must hold for them too.
     later = "private" if mount.read_only else "slave"
     alone = ["--user", "--mount", f"--propagation={later}", "--keep-caps"]
     alone += [f"--map-user={os.getuid()}", f"--map-group={os.getgid()}"]
-    become = [sys.executable, "-I", "-m", "wnodes_core.storage.virtiofs_exec", str(os.getpid()), str(log)]
+    become = [sys.executable, "-I", "-m", f"wnodes_core.storage.{module}", *map(str, numbers)]
     return ["unshare", *alone, "--", *become, "ro" if mount.read_only else "rw", mount.source]
 
 

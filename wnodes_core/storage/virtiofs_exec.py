@@ -28,12 +28,7 @@ PLACE = "/tmp"  # in our own mount namespace: every host has it, and the server 
 def main(argv: list[str]) -> None:
     """Never returns but by an OSError or SystemExit."""
     starter, log, mode, source, *server = argv
-    tree = calls.clone(source, below=True)
-    calls.seal(tree, read_only=mode == "ro", below=True)
-    program = os.open(server[0], os.O_RDONLY | os.O_CLOEXEC)
-    _leave_root()
-    calls.attach(tree, PLACE)
-    _keep_groups()
+    program = shut_in(source, read_only=mode == "ro", server=server[0])
     calls.die_with_parent()
     if os.getppid() != int(starter):  # it has gone already
         sys.exit("virtiofs: nobody is left to serve")
@@ -41,6 +36,17 @@ def main(argv: list[str]) -> None:
     os.dup2(int(log), 2)
     os.close(int(log))
     os.execve(program, server, dict(os.environ))
+
+
+def shut_in(source: str, *, read_only: bool, server: str) -> int:
+    """Have a root of our own with SOURCE at ``PLACE``; the server's program as an open file. Raises OSError."""
+    tree = calls.clone(source, below=True)
+    calls.seal(tree, read_only=read_only, below=True)
+    program = os.open(server, os.O_RDONLY | os.O_CLOEXEC)
+    _leave_root()
+    calls.attach(tree, PLACE)
+    _keep_groups()
+    return program
 
 
 def _leave_root() -> None:

@@ -75,7 +75,7 @@ class SourceContract:
             ends[-1].bind(path)
             ends[-1].listen(1)
             mount = Mount(str(source), "/t", read_only)
-            if self.needs == "device":
+            if self.needs in ("device", "plug"):
                 made.append(_equipped(hooks, mount, tmp_path, len(made), guest, self.name))
                 return made[-1]
             attachment = hooks.wnodes_mount_attach(mount=mount, socket_path=path, guest=guest, provider=self.name)
@@ -203,7 +203,7 @@ def _equipped(
 ) -> dict[str, Any]:
     """A device's two halves, before the VM and in its guest, as one attachment."""
     asked = {"mount": mount, "provider": name}
-    device = hooks.wnodes_mount_equip(index=index, folder=str(folder), guest={}, **asked)
+    device = hooks.wnodes_mount_equip(index=index, folder=str(folder), guest={}, memory=None, **asked)
     assert device["filesystem"].keys() == {"kind", "source", "tag", "read_only"}
     shown = hooks.wnodes_mount_attach(socket_path="/nowhere", guest={**guest, "equipped": device}, **asked)
     assert hooks.wnodes_mount_detach(attachment=shown) is True, "it is no more than what the guest was told"

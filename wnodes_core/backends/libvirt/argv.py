@@ -107,8 +107,8 @@ class _Writer:
         memory = {word: each[word] for word in each if word not in _OF_TEMPLATE} | {"share": False}
         if each["id"] in parts.MAIN_MEMORY:
             return [{"qom-type": "memory-backend-file", **memory, "mem-path": self._given.memory}]
-        # What can be plugged is empty in the template.
-        return [{"qom-type": "memory-backend-ram", **memory, "reserve": False}]
+        # What can be plugged is empty in the template. A file, since QEMU tells vhost-user back-ends of no other.
+        return [{"qom-type": "memory-backend-memfd", **memory, "share": True, "reserve": False}]
 
     def _device(self, each: dict[str, Any]) -> list[dict[str, Any]]:
         # QEMU takes virtio-mem's features from the kind of memory behind it, which is another now.

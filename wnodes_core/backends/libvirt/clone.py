@@ -14,10 +14,11 @@ import signal
 import socket
 import stat
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from wnodes_core.api import Disk, Nic, Process, Template, Vm, errors
+from wnodes_core.api import Disk, Filesystem, Nic, Process, Template, Vm, errors
 from wnodes_core.backends.libvirt import argv, devices, domain
 from wnodes_core.backends.libvirt.qmp import Monitor
 from wnodes_core.tools import kill, read, read_tail, spawn
@@ -193,6 +194,17 @@ def plug_disk(name: str, disk: Disk, fd: int) -> bool:
     monitor.ask("blockdev-add", **storage)
     monitor.ask("blockdev-add", **layer)
     monitor.ask("device_add", **device)
+    return True
+
+
+def plug_filesystems(name: str, filesystems: Sequence[Filesystem]) -> bool:
+    """Give a clone that this process started these devices; False if it did not. Raises TransientError."""
+    monitor = _monitors.get(name)
+    if monitor is None:
+        return False
+    for chardev, device in devices.filesystem_orders(filesystems, _free_bus(monitor, name)):
+        monitor.ask("chardev-add", **chardev)
+        monitor.ask("device_add", **device)
     return True
 
 

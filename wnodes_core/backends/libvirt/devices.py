@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from wnodes_core.api import Disk, Nic
+from wnodes_core.api import Disk, Filesystem, Nic
 from wnodes_core.backends.libvirt import objects
 from wnodes_core.backends.libvirt.xml import Node
 
+_FUNCTIONS = 8  # of one PCI device
+_QUEUE_SIZE = 1024  # as libvirt's own default is for virtiofs
 _PCI = re.compile(r"([0-9a-f]{4}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])\Z")
 
 
@@ -58,6 +60,21 @@ def disk_orders(disk: Disk, path: str, bus: str, *, direct_io: bool) -> tuple[di
     device = {"driver": "virtio-blk-pci", "id": f"{disk.serial}0", "drive": layer["node-name"], "serial": disk.serial}
     # A full host disk is the guest's error, as in domain.py.
     return storage, layer, {**device, "bus": bus, "write-cache": "on", "werror": "report", "rerror": "report"}
+
+
+def filesystem_orders(filesystems: Sequence[Filesystem], bus: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Arguments of QMP's chardev-add and device_add, for each in turn: the functions of one device in one slot.
+
+    The guest is told of them all at once, when function 0 is there. Raises ValueError if they are too many.
+    """
+    if len(filesystems) > _FUNCTIONS:
+        raise ValueError(f"{len(filesystems)} file systems: want {_FUNCTIONS} at most")
+    for number, each in reversed(list(enumerate(filesystems))):
+        address = {"type": "unix", "data": {"path": each.source}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        place = {"bus": bus, "addr": f"0x0.{number:#x}", "multifunction": number == 0 and len(filesystems) > 1}
+        device = {"driver": "vhost-user-fs-pci", "id": f"fs{number}", "chardev": f"charfs{number}", "tag": each.tag}
+        yield {"id": f"charfs{number}", "backend": backend}, {**device, **place, "queue-size": _QUEUE_SIZE}
 
 
 def free_bus(pci: Sequence[dict[str, Any]]) -> str:

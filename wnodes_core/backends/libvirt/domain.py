@@ -26,7 +26,7 @@ TB_CACHE_MIB = 128
 TCG_CPU = {"x86_64": "Nehalem"}
 MACHINES = {"x86_64": "q35"}
 
-_PLUGGED = 2  # what a clone can be given: a NIC, a scratch disk
+_PLUGGED = 3  # what a clone can be given: a NIC, a scratch disk, file systems (functions of one device)
 _SUN_PATH = 107  # unix(7): 108 bytes with the closing NUL
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _DISK_NAMES = "abcdefghijklmnopqrstuvwxyz"

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from wnodes_core.api import Disk, Nic, Process, Template, Vm, errors, hookimpl
+from wnodes_core.api import Disk, Filesystem, Nic, Process, Template, Vm, errors, hookimpl
 from wnodes_core.backends.libvirt import devices, domain, host
 from wnodes_core.backends.libvirt.probe import probe, state_dir_of
 from wnodes_core.tools import kill, read, table
@@ -157,6 +157,13 @@ def wnodes_disk_plug(vm: Vm, disk: Disk, fd: int) -> bool | None:
     embed = sys.modules.get("wnodes_core.backends.libvirt.embed")
     device = domain.plugged(disk, direct_io=knows_direct_io(disk.path))
     return bool(embed and embed.plug(vm.name, device.xml())) or None
+
+
+@hookimpl
+def wnodes_filesystems_plug(vm: Vm, filesystems: tuple[Filesystem, ...]) -> bool | None:
+    """Plug file systems into a clone that this process started. libvirt's clones take none: it wants shared memory."""
+    clone = sys.modules.get("wnodes_core.backends.libvirt.clone")
+    return bool(clone and clone.plug_filesystems(vm.name, filesystems)) or None
 
 
 @hookimpl
