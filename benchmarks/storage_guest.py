@@ -22,7 +22,7 @@ from guests import Guest
 from wnodes_core.api import Disk
 from wnodes_core.guest.guest_users import loopback_up
 from wnodes_core.model import Image
-from wnodes_core.storage import scratch, sshfs
+from wnodes_core.storage import nfs, scratch, sshfs
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 KIND = "full"  # all ways in one kernel: Debian's cloud kernel has no 9p
@@ -133,6 +133,8 @@ def end_helpers(guest: SharedGuest) -> None:
         with suppress(ProcessLookupError):
             process.kill()
         process.wait()
+    for export in getattr(guest, "exports", []):
+        nfs.wnodes_mount_unexport(export=export)
     for pid in sshfs.gateways():
         with suppress(ProcessLookupError):
             os.kill(pid, 9)
