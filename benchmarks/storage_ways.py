@@ -29,6 +29,7 @@ from wnodes_core.storage import nfs, nfs_ganesha, sshfs
 GANESHA, RPCBIND = "/usr/bin/ganesha.nfsd", "/sbin/rpcbind"
 CHANNEL, BARE, ATTACH = 0, 1, 2  # which mount port is whose
 FIRST_PORT = 256  # the default of gateway_ports
+NFS_STAGE = f"{nfs._STAGES}/nfs"  # and the number of the export
 SSHD = """HostKey {0}/host
 AuthorizedKeysFile {0}/user.pub
 StrictModes no
@@ -128,14 +129,18 @@ def nfs_export(guest: SharedGuest, number: int) -> Export:
     )  # fmt: skip
 
 
-def attach_nfs(guest: SharedGuest, export: Export, target: str) -> None:
-    """As wnodesd and the keeper do it: the gateway, then the steps in the guest. Raises Unavailable."""
+def serve_nfs(guest: SharedGuest, export: Export) -> dict[str, Any] | None:
+    """A gateway, until the guest's end at the latest. Raises Unavailable."""
+    guest.exports = [*getattr(guest, "exports", []), export]
     try:
-        served = nfs.wnodes_mount_export(export=export)
+        return nfs.wnodes_mount_export(export=export)
     except WnodesError as error:
         raise Unavailable(error.message) from error
-    guest.exports = [*getattr(guest, "exports", []), export]
-    told = {**guest.facts, "port": f"org.wnodes.mount.nfs{export.index}", "export": served}
+
+
+def attach_nfs(guest: SharedGuest, export: Export, target: str) -> None:
+    """As wnodesd and the keeper do it: the gateway, then the steps in the guest. Raises Unavailable."""
+    told = {**guest.facts, "port": f"nfs{export.index}", "export": serve_nfs(guest, export)}
     made = nfs.wnodes_mount_attach(Mount(str(guest.source), target), "", told, nfs.NAME)
     assert made is not None
     in_the_guest(guest, made["guest"])
