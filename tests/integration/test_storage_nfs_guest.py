@@ -155,6 +155,29 @@ class TestNfs(StorageAttacks):
 
     test_files_held_open = StorageFaults.test_files_held_open_run_out_with_an_error_and_come_back
 
+    def test_files_that_are_there_held_open_run_out_too(
+        self, guest: Served, mount_it: MountIt, folder_of: Callable[[str], Path], ordinary_user: pwd.struct_passwd
+    ) -> None:
+        """Those the server is handed open: when it has no room for one more, that is its client's error."""
+        there = folder_of("handed")
+        for number in range(100):
+            (there / str(number)).touch()
+            os.chown(there / str(number), ordinary_user.pw_uid, ordinary_user.pw_gid)
+        mount_it(there, "/handed", open_files=64)
+        program = """
+import os
+held, failed = [], 0
+for n in range(100):
+    try:
+        held.append(os.open("/handed/%d" % n, os.O_RDONLY))
+    except OSError:
+        failed += 1
+print(len(held), failed)
+"""
+        held, failed = map(int, guest.run(["python3", "-c", program]).stdout.split())
+        assert held > 20 and failed > 20
+        assert guest.run("cd /handed; cat 1; echo again >1; cat 1").stdout == b"again\n"
+
     def test_whatever_uid_the_guest_claims_the_host_sees_the_job_s(self, site: Site, home: Path) -> None:
         for uid in (0, 1, 2, 60000):
             script = f"cd {home.parent}/it*; umask 0; echo by >by{uid}; chown 0:0 by{uid}"

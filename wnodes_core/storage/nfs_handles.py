@@ -77,21 +77,23 @@ class Opener:
         with suppress(FileNotFoundError):  # who asked has gone
             fcntl.ioctl(self._listener, _RECEIVE, asked)
             number = struct.unpack_from("=Q", asked)[0]
-            _, address, flags = struct.unpack_from("=QQQ", asked, 32)  # the call's own arguments
             try:
-                fd = self._found(address, flags & 0xFFFFFFFF)
-            except OSError as error:
+                self._hand_over(number, *struct.unpack_from("=QQQ", asked, 32)[1:])  # the call's own arguments
+            except OSError as error:  # also if the server has too many files open: that is its client's error alone
                 code = error.errno or errno.ESTALE
                 fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, -code, 0))
-                return
-            if fd < 0:
-                fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, 0, _CONTINUE))
-                return
-            try:
-                added = struct.pack("=QIIII", number, _ADD_AND_SEND, fd, 0, flags & os.O_CLOEXEC)
-                fcntl.ioctl(self._listener, _ADD_FD, added)
-            finally:
-                os.close(fd)
+
+    def _hand_over(self, number: int, address: int, flags: int) -> None:
+        """Answer a question, unless it is refused. Raises OSError."""
+        fd = self._found(address, flags & 0xFFFFFFFF)
+        if fd < 0:
+            fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, 0, _CONTINUE))
+            return
+        try:
+            added = struct.pack("=QIIII", number, _ADD_AND_SEND, fd, 0, flags & os.O_CLOEXEC)
+            fcntl.ioctl(self._listener, _ADD_FD, added)
+        finally:
+            os.close(fd)
 
     def _found(self, address: int, flags: int) -> int:
         """A file of the share, open as the server wants it, or -1: it may open it itself. Raises OSError for others."""
