@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -97,6 +98,8 @@ def guest() -> Iterator[SharedGuest]:
     folder = WORK / "images" / KIND
     subprocess.run([BUILD, folder, "--kind", KIND], check=True, stdout=sys.stderr)
     be_alone()
+    # NFS gateways outlive who started them, as they outlive a wnodesd: end them also when told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     booted = SharedGuest(image(KIND), mounts=PORTS, memory_mib=1024)
     try:
         up = "modprobe virtio_net; until ip link show eth0; do sleep 0.1; done; ip link set lo up"
