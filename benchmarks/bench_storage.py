@@ -150,7 +150,7 @@ def _goals(results: Results, missing: dict[str, str]) -> list[Figure]:
     load = f"{ROUNDS} rounds in turn, load {os.getloadavg()[0]:.1f}"
     goals = [
         ("sshfs, channel", BASE, LARGE, 0.8),
-        ("NFS 4.1 (ganesha)", BASE, LARGE, 0.8),
+        ("NFS", BASE, LARGE, 0.8),
         ("sshfs, channel", BASE, ("create", "stat", "unlink", "git status"), 0.5),
         ("sshfs, channel", "sshfs, encrypted", (*LARGE, *SMALL), 1.0),
         ("scratch disk", NATIVE, (*DIRECT, *LARGE), 0.9),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import storage_ways
@@ -17,7 +17,7 @@ from figure import Figure, seconds_of
 from storage_guest import VIRTIOFSD, SharedGuest, Unavailable, must
 
 from wnodes_core.api import Disk, Mount
-from wnodes_core.storage import scratch, sshfs
+from wnodes_core.storage import nfs, scratch, sshfs
 
 MANY, RUNS = 50, 5
 Calls = tuple[Callable[[], Any], ...]  # attach, detach, and what is not timed after them
@@ -149,31 +149,25 @@ def _virtiofs(guest: SharedGuest) -> tuple[str, str, Calls, Any]:
 
 
 def _nfs(guest: SharedGuest) -> tuple[str, str, Calls, Any]:
-    if not hasattr(guest, "ganesha"):
-        raise Unavailable("no ganesha here")
-    kept = [1]
-
-    def exports(count: int) -> None:
-        storage_ways.nfs_exports(guest, count)
-        guest.ganesha.send_signal(signal.SIGHUP)
-
-    def attach() -> None:
-        exports(kept[0] + 1)
-        mount = storage_ways.nfs_mount(guest, f"{TARGET}n", kept[0] + 1)
-        patience = "((SECONDS < end)) || exit 1; sleep 0.02"
-        must(guest, f"end=$((SECONDS + 20)); until {mount} 2>/dev/null; do {patience}; done")
+    if lacks := nfs.wnodes_mount_usable()["problem"]:
+        raise Unavailable(lacks)
+    mine = storage_ways.nfs_export(guest, MANY)
 
     def detach() -> None:
-        must(guest, ["umount", f"{TARGET}n"])
-        exports(kept[0])
+        must(guest, ["umount", f"{TARGET}n", f"{storage_ways.NFS_STAGE}{MANY}"])
+        nfs.wnodes_mount_unexport(export=mine)
 
     @contextmanager
     def others(count: int) -> Iterator[None]:
-        kept[0] = count + 1
-        exports(kept[0])
+        made = [storage_ways.nfs_export(guest, number) for number in range(1, count + 1)]
+        for each in made:
+            storage_ways.serve_nfs(guest, each)
         yield
+        for each in made:
+            nfs.wnodes_mount_unexport(export=each)
 
-    return "an export more in one ganesha (SIGHUP), and mount in the guest", "49 exports", (attach, detach), others
+    attach = partial(storage_ways.attach_nfs, guest, mine, f"{TARGET}n")
+    return "gateway and mount in the guest", "49 gateways without a client", (attach, detach), others
 
 
 def _ninep(guest: SharedGuest) -> tuple[str, str, Calls, Any]:

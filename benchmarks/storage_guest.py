@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from guests import Guest
 from wnodes_core.api import Disk
 from wnodes_core.guest.guest_users import loopback_up
 from wnodes_core.model import Image
-from wnodes_core.storage import scratch, sshfs
+from wnodes_core.storage import nfs, scratch, sshfs
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 KIND = "full"  # all ways in one kernel: Debian's cloud kernel has no 9p
@@ -98,6 +99,8 @@ def guest() -> Iterator[SharedGuest]:
     folder = WORK / "images" / KIND
     subprocess.run([BUILD, folder, "--kind", KIND], check=True, stdout=sys.stderr)
     be_alone()
+    # NFS gateways outlive who started them, as they outlive a wnodesd: end them also when told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     booted = SharedGuest(image(KIND), mounts=PORTS, memory_mib=1024)
     try:
         up = "modprobe virtio_net; until ip link show eth0; do sleep 0.1; done; ip link set lo up"
@@ -134,6 +137,8 @@ def end_helpers(guest: SharedGuest) -> None:
         with suppress(ProcessLookupError):
             process.kill()
         process.wait()
+    for export in getattr(guest, "exports", []):
+        nfs.wnodes_mount_unexport(export=export)
     for pid in sshfs.gateways():
         with suppress(ProcessLookupError):
             os.kill(pid, 9)

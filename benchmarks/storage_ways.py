@@ -21,15 +21,18 @@ from storage_guest import (
     wait_for_port,
 )
 
-from wnodes_core.api import Filesystem, Mount
+from wnodes_core.api import Export, Filesystem, Mount
 from wnodes_core.backends.libvirt import devices
 from wnodes_core.backends.libvirt.qmp import Monitor
+from wnodes_core.errors import WnodesError
 from wnodes_core.mounting import SHOW_SCRATCH
-from wnodes_core.storage import sshfs
+from wnodes_core.storage import nfs, nfs_ganesha, sshfs
 from wnodes_core.storage import virtiofs as virtiofs_gateway
 
 GANESHA, RPCBIND = "/usr/bin/ganesha.nfsd", "/sbin/rpcbind"
 CHANNEL, BARE, ATTACH = 0, 1, 2  # which mount port is whose
+FIRST_PORT = 256  # the default of gateway_ports
+NFS_STAGE = f"{nfs._STAGES}/nfs"  # and the number of the export
 SSHD = """HostKey {0}/host
 AuthorizedKeysFile {0}/user.pub
 StrictModes no
@@ -38,13 +41,12 @@ UsePAM no
 PidFile none
 Subsystem sftp internal-sftp
 """
-NFS = """NFS_CORE_PARAM {{ NFS_Port = {0}; Protocols = 4; Enable_UDP = false;
+GANESHA_CONF = """NFS_CORE_PARAM {{ NFS_Port = {0}; Protocols = 4; Enable_UDP = false;
     Enable_NLM = false; Enable_RQUOTA = false; }}
 NFS_KRB5 {{ Active_krb5 = false; }}
 NFSv4 {{ Graceless = true; RecoveryBackend = fs; Minor_Versions = 1,2; }}
 LOG {{ Default_Log_Level = WARN; }}
-"""
-EXPORT = """EXPORT {{ Export_Id = {0}; Path = {1}; Pseudo = /wnodes{0}; Access_Type = RW; Squash = No_Root_Squash;
+EXPORT {{ Export_Id = 1; Path = {1}; Pseudo = /wnodes; Access_Type = RW; Squash = No_Root_Squash;
     SecType = sys; Transports = TCP; FSAL {{ Name = VFS; }} }}
 """
 
@@ -88,7 +90,7 @@ def virtiofs_clone(guest: SharedGuest, target: str) -> list[int]:
     told = {**guest.facts, "port": "org.wnodes.mount.0", "equipped": made}
     shown = virtiofs_gateway.wnodes_mount_attach(mount, "", told, "virtiofs")
     assert shown is not None
-    take_steps(guest, shown)
+    in_the_guest(guest, shown["guest"])
     return [made["process"]["pid"]]
 
 
@@ -101,13 +103,13 @@ def attach_sshfs(guest: SharedGuest, target: str, port: int) -> dict[str, Any]:
     told = {**guest.facts, "port": f"org.wnodes.mount.{port}"}
     made = sshfs.wnodes_mount_attach(Mount(str(guest.source), target), guest.socket(port + 1), told, "sshfs")
     assert made is not None
-    take_steps(guest, made)
+    in_the_guest(guest, made["guest"])
     return made
 
 
-def take_steps(guest: SharedGuest, attachment: dict[str, Any]) -> None:
-    """What the keeper asks the guest's agent to run."""
-    for step in attachment["guest"]:
+def in_the_guest(guest: SharedGuest, steps: list[dict[str, Any]]) -> None:
+    """The steps of an attachment."""
+    for step in steps:
         must(guest, step["argv"], **{name: value for name, value in step.items() if name != "argv"})
 
 
@@ -137,31 +139,54 @@ def sshfs_encrypted(guest: SharedGuest, target: str) -> list[int]:
     return [process.pid]  # its children come and go: they are found when they are counted
 
 
-def nfs(guest: SharedGuest, target: str) -> list[int]:
+def nfs_gateway(guest: SharedGuest, target: str) -> list[int]:
+    export = nfs_export(guest, 0)
+    attach_nfs(guest, export, target)
+    return [process.pid for process in nfs_ganesha.processes_of(export.name)]
+
+
+def nfs_export(guest: SharedGuest, number: int) -> Export:
+    """What wnodesd would ask the gateway to serve, as the owner of this benchmark."""
+    user, group = os.getuid(), os.getgid()
+    return Export(
+        lease=f"bench-{os.getpid()}", index=number, provider=nfs.NAME, source=str(guest.source), read_only=False,
+        uid=user, gid=group, groups=(group,), node=HOST, local=GUEST, port=FIRST_PORT + number,
+        folder=f"/run/wnodes/exports/{number}",
+    )  # fmt: skip
+
+
+def serve_nfs(guest: SharedGuest, export: Export) -> dict[str, Any] | None:
+    """A gateway, until the guest's end at the latest. Raises Unavailable."""
+    guest.exports = [*getattr(guest, "exports", []), export]
+    try:
+        return nfs.wnodes_mount_export(export=export)
+    except WnodesError as error:
+        raise Unavailable(error.message) from error
+
+
+def attach_nfs(guest: SharedGuest, export: Export, target: str) -> None:
+    """As wnodesd and the keeper do it: the gateway, then the steps in the guest. Raises Unavailable."""
+    told = {**guest.facts, "port": f"nfs{export.index}", "export": serve_nfs(guest, export)}
+    made = nfs.wnodes_mount_attach(Mount(str(guest.source), target), "", told, nfs.NAME)
+    assert made is not None
+    in_the_guest(guest, made["guest"])
+
+
+def bare_ganesha(guest: SharedGuest, target: str) -> list[int]:
+    """Without the gateway's confinement, to see what that costs."""
     if not (os.path.exists(GANESHA) and os.path.exists(RPCBIND)):
         raise Unavailable(f"no {GANESHA} or no {RPCBIND}: install nfs-ganesha-vfs and rpcbind")
     background(guest, RPCBIND, "-f")  # ganesha does not serve without it
     wait_for_port(111)
-    guest.nfs_port = free_port()
-    nfs_exports(guest, 1)
+    port = free_port()
+    (guest.folder / "ganesha.conf").write_text(GANESHA_CONF.format(port, guest.source))
     named = {"-f": "ganesha.conf", "-L": "ganesha.log", "-p": "ganesha.pid"}
     words = [word for flag, name in named.items() for word in (flag, str(guest.folder / name))]
-    guest.ganesha = background(guest, GANESHA, "-F", *words)
-    wait_for_port(guest.nfs_port, 30)
-    must(guest, f"modprobe nfsv4; {nfs_mount(guest, target)}")
-    return [guest.ganesha.pid]
-
-
-def nfs_exports(guest: SharedGuest, count: int) -> None:
-    """Write ganesha's configuration with so many exports of the source folder; SIGHUP makes it read them."""
-    exports = [EXPORT.format(number, guest.source) for number in range(1, count + 1)]
-    (guest.folder / "ganesha.conf").write_text(NFS.format(guest.nfs_port) + "".join(exports))
-
-
-def nfs_mount(guest: SharedGuest, target: str, export: int = 1) -> str:
-    """The shell words that mount an export in the guest."""
-    options = f"vers=4.1,port={guest.nfs_port},addr={HOST},clientaddr={GUEST},sec=sys,proto=tcp"
-    return f"mkdir -p {target}; mount -i -t nfs4 -o {options} {HOST}:/wnodes{export} {target}"
+    server = background(guest, GANESHA, "-F", *words)
+    wait_for_port(port, 30)
+    options = f"vers=4.2,port={port},addr={HOST},clientaddr={GUEST},{nfs._OPTIONS},{nfs.PATIENCE}"
+    must(guest, f"modprobe nfsv4; mkdir -p {target}; mount -i -t nfs4 -o {options} {HOST}:/wnodes {target}")
+    return [server.pid]
 
 
 def ninep(guest: SharedGuest, target: str) -> list[int]:
@@ -179,7 +204,8 @@ WAYS: dict[str, Callable[[SharedGuest, str], list[int]]] = {
     "sshfs, channel": sshfs_channel,
     "sshfs, TCP (socat)": sshfs_socat,
     "sshfs, encrypted": sshfs_encrypted,
-    "NFS 4.1 (ganesha)": nfs,
+    "NFS": nfs_gateway,
+    "NFS, bare ganesha": bare_ganesha,
     "9p": ninep,
 }
 OWN_DISK = ("overlay disk", "scratch disk")

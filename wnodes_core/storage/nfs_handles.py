@@ -13,13 +13,11 @@ told from the file system's own root. seccomp_unotify(2), open_by_handle_at(2); 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import select
 import struct
-from contextlib import suppress
 
 from wnodes_core.storage import calls
 
@@ -29,6 +27,9 @@ _NOTIFY = 0x7FC00000  # SECCOMP_RET_USER_NOTIF
 # _IOWR('!', 0, seccomp_notif), _IOWR('!', 1, seccomp_notif_resp), _IOW('!', 3, seccomp_notif_addfd)
 _RECEIVE, _SEND, _ADD_FD = 0xC0502100, 0xC0182101, 0x40182103
 _ADD_AND_SEND, _CONTINUE = 2, 1
+# Of struct seccomp_notif the question's number and the second and third argument of the call.
+_ASKED = struct.Struct("=Q32xQQ")
+_ADDED, _ANSWER = struct.Struct("=QIIII"), struct.Struct("=QqiI")  # struct seccomp_notif_addfd, seccomp_notif_resp
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ
 
 
@@ -60,51 +61,61 @@ class Opener:
         self._child = child
         self._memory = -1
         self._mount = os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fds = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        for fd in (listener, self._ended):
+            self._poll.register(fd, select.POLLIN)
 
     def answer(self, seconds: float | None = None) -> None:
         """Answer what is asked until the server has ended, or at most one question within so long."""
         while True:
-            ready, _, _ = select.select([self._listener, self._ended], [], [], seconds)
-            if self._ended in ready:
+            ready = self._poll.poll(None if seconds is None else seconds * 1000)
+            if any(fd == self._ended for fd, _ in ready):
                 return
-            if self._listener in ready:
+            if ready:
                 self._one()
             if seconds is not None:
                 return
 
     def _one(self) -> None:
         asked = bytearray(80)
-        with suppress(FileNotFoundError):  # who asked has gone
+        try:
             fcntl.ioctl(self._listener, _RECEIVE, asked)
-            number = struct.unpack_from("=Q", asked)[0]
-            _, address, flags = struct.unpack_from("=QQQ", asked, 32)  # the call's own arguments
+            number, address, flags = _ASKED.unpack_from(asked)
             try:
-                fd = self._found(address, flags & 0xFFFFFFFF)
-            except OSError as error:
-                code = error.errno or errno.ESTALE
-                fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, -code, 0))
-                return
-            if fd < 0:
-                fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, 0, _CONTINUE))
-                return
-            try:
-                added = struct.pack("=QIIII", number, _ADD_AND_SEND, fd, 0, flags & os.O_CLOEXEC)
-                fcntl.ioctl(self._listener, _ADD_FD, added)
-            finally:
-                os.close(fd)
+                self._hand_over(number, address, flags & 0xFFFFFFFF)
+            except OSError as error:  # also if the server has too many files open: that is its client's error alone
+                self._say(number, -(error.errno or errno.ESTALE), 0)
+        except FileNotFoundError:
+            pass  # who asked has gone
+
+    def _hand_over(self, number: int, address: int, flags: int) -> None:
+        """Answer a question, unless it is refused. Raises OSError."""
+        fd = self._found(address, flags)
+        if fd < 0:
+            self._say(number, 0, _CONTINUE)
+            return
+        try:
+            fcntl.ioctl(self._listener, _ADD_FD, _ADDED.pack(number, _ADD_AND_SEND, fd, 0, flags & os.O_CLOEXEC))
+        finally:
+            os.close(fd)
+
+    def _say(self, number: int, result: int, more: int) -> None:
+        fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(number, 0, result, more))
 
     def _found(self, address: int, flags: int) -> int:
         """A file of the share, open as the server wants it, or -1: it may open it itself. Raises OSError for others."""
         raw = self._read(address)
         fd = self._opened(raw[: 8 + min(struct.unpack_from("=I", raw)[0], _HANDLE_BYTES)])
         try:
-            seen = os.readlink(f"/proc/self/fd/{fd}")
+            seen = os.readlink(str(fd), dir_fd=self._fds)
             if seen.removesuffix(" (deleted)") != self.share and not seen.startswith(self.share + "/"):
                 raise OSError(errno.ESTALE, "not in the share")
             if flags & os.O_PATH:  # not to be handed over (EBADF), and neither to be read nor written
                 return -1
             # As root, as the server would: it has judged the user's right. Nobody waits here for a FIFO's other end.
-            return os.open(f"/proc/self/fd/{fd}", flags & ~os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            how = flags & ~os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            return os.open(str(fd), how, dir_fd=self._fds)
         finally:
             os.close(fd)
 
@@ -121,5 +132,4 @@ class Opener:
         return raw
 
     def _opened(self, handle: bytes) -> int:
-        text = ctypes.create_string_buffer(handle, len(handle))
-        return calls.checked(calls.libc.open_by_handle_at(self._mount, text, os.O_PATH | os.O_CLOEXEC))
+        return calls.checked(calls.libc.open_by_handle_at(self._mount, handle, os.O_PATH | os.O_CLOEXEC))

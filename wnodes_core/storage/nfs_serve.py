@@ -33,7 +33,8 @@ _ROOT = "/tmp"  # where the gateway's own root is made, in its own namespace: ev
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin")
 _FILES = ("/etc/ld.so.cache", "/etc/netconfig", "/etc/services", "/etc/protocols", "/etc/nsswitch.conf")
 _OWN = ("/run/ganesha", "/var/lib/nfs/ganesha", "/var/log/ganesha", "/tmp", "/etc/ganesha")
-_LOG = "/var/log/ganesha/log"  # in memory, and gone with the gateway: it never stops speaking
+# In memory, bounded, and gone with the gateway: it never stops speaking, and a guest can make it speak.
+_LOG = "/var/log/ganesha/log"
 _DEVICES = ("/dev/null", "/dev/urandom")
 
 
@@ -109,6 +110,7 @@ def _start(name: str, place: str, read_only: bool) -> tuple[int, int]:
             calls.die_with_parent()
             _drop_capabilities()
             confine.restriction(ruleset)()
+            os.dup2(os.open(_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
             socket.send_fds(theirs, [b"."], [nfs_handles.listen()])
             if os.getppid() == parent:
                 files = ["-f", "/ganesha.conf", "-L", _LOG, "-p", f"/run/ganesha/{name}.pid"]
