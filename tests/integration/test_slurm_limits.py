@@ -130,8 +130,9 @@ def test_job_too_small_for_a_vm_is_told_how_much_it_needs(site: Site) -> None:
 
 @both
 def test_slurm_accounts_and_holds_the_vm_of_batch_and_of_srun_jobs(site: Site) -> None:
-    batch = site.submit(BURN)
-    argv = ["srun", "--vm-image=debian12", "-J", "stepjob", "sh", "-c", BURN]
+    # Booted: of a clone's memory only what it wrote is the job's own.
+    batch = site.submit(BURN, "--vm-start=cold")
+    argv = ["srun", "--vm-image=debian12", "--vm-start=cold", "-J", "stepjob", "sh", "-c", BURN]
     with ThreadPoolExecutor(1) as pool:
         pool.submit(site.run_as, argv, check=False)
         srun = str(until(lambda: site.lab.run(["squeue", "-h", "-n", "stepjob", "-o", "%A"]).strip(), "srun's job"))
