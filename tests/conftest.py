@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,20 @@ def _built(kind: str, name: str, agent: str) -> Image:
         boot=boot,
         facts={"os": "debian12", "agent": agent},
     )
+
+
+@pytest.fixture(scope="session")
+def leases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of leases of one state folder: what libvirt learns of QEMU for the first VM (3 s), the next recall."""
+    folder = tmp_path_factory.mktemp("state") / "leases"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def lease_folder(leases: Path) -> Path:
+    """A folder as a lease of root's has it, for one VM."""
+    return Path(tempfile.mkdtemp(dir=leases))
 
 
 @pytest.fixture(scope="session")

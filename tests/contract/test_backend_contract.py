@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +87,12 @@ def family_of(name: str) -> list[Process]:
 @pytest.mark.guest
 class TestLibvirt(BackendContract):
     backend = "wnodes_core.backends.libvirt.plugin"
+
+    @pytest.fixture
+    def vm(self, lease_folder: Path, hooks: Any) -> Iterator[Vm]:
+        vm = self.make_vm(lease_folder)
+        yield vm
+        assert hooks.wnodes_vm_stop(vm=vm)
 
 
 class TestFakeTemplates(TemplateContract):

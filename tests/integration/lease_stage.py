@@ -20,6 +20,11 @@ from wnodes_core.model import Process
 HERE = Path(__file__).parent
 PATIENCE_S = 15.0
 WNODES = Path(sys.executable).parent / "wnodes"  # the interpreter's own, not another on the path
+LIFE = [
+    *("making disk", "made disk", "making vm", "made vm", "making attachment", "made attachment"),
+    *("gone attachment", "gone vm", "gone disk"),
+]
+RUNNING = LIFE.index("made attachment") + 1  # the command starts after this line, and ends before the next
 
 
 def until(true, what, patience_s=PATIENCE_S):

@@ -15,9 +15,9 @@ from wnodes_slurm.lab import Lab
 from wnodes_core import command
 from wnodes_core.model import Image
 from wnodes_core.testing import site
-from wnodes_core.testing.site import IMAGES, add_image, text_of, until
+from wnodes_core.testing.site import IMAGES, SHARED, add_image, text_of, until
 
-__all__ = ["IMAGES", "OVER", "Site", "add_image", "until"]
+__all__ = ["IMAGES", "OVER", "SHARED", "Site", "add_image", "until"]
 
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 
@@ -25,7 +25,8 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FA
 class Site(site.Site):
     """``with Site(image, prefix="a") as site:`` - up in about two seconds, down without a trace.
 
-    ``settings`` is further YAML for wnodes.yaml, ``build`` when it makes templates; everything else goes to ``Lab``.
+    ``settings`` is further YAML for wnodes.yaml, ``build`` when it makes templates (``SHARED``:
+    it clones what all such sites have); everything else goes to ``Lab``.
     """
 
     lrms = "slurm"

@@ -30,16 +30,16 @@ class Contract(BackendContract):
 
 
 @pytest.fixture
-def vm(tmp_path: Path) -> Iterator[Vm]:
+def vm(lease_folder: Path) -> Iterator[Vm]:
     """The small Debian guest that scripts/build-image makes."""
     assert (IMAGE / "disk.qcow2").exists(), f"{IMAGE}: no image, run scripts/build-image {IMAGE} --kind minimal"
-    overlay, base = tmp_path / "overlay.qcow2", IMAGE / "disk.qcow2"
+    overlay, base = lease_folder / "overlay.qcow2", IMAGE / "disk.qcow2"
     run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay)])
     vm = replace(
-        Contract().make_vm(tmp_path),
+        Contract().make_vm(lease_folder),
         memory_mib=384,
         disks=(Disk(str(overlay), "qcow2", str(base), "qcow2"),),
-        channels=(Channel("org.wnodes.agent.0", f"{tmp_path}/a.sock"),),
+        channels=(Channel("org.wnodes.agent.0", f"{lease_folder}/a.sock"),),
         boot=Boot(str(IMAGE / "vmlinuz"), str(IMAGE / "initrd"), "root=/dev/vda rw"),
     )
     yield vm

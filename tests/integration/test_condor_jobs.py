@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from wnodes_htcondor.testing import Site, until
+from wnodes_htcondor.testing import SHARED, Site, until
 
 pytestmark = [pytest.mark.condor, pytest.mark.guest]
 TRAP = "trap 'echo term > {work}/term-{name}; exit 3' TERM; echo up > {work}/up-{name}; while :; do sleep 0.2; done"
@@ -11,7 +11,7 @@ TRAP = "trap 'echo term > {work}/term-{name}; exit 3' TERM; echo up > {work}/up-
 
 @pytest.fixture(scope="module")
 def site(minimal_image):
-    with Site(minimal_image, cpus=4, kill_wait_s=5) as made:
+    with Site(minimal_image, build=SHARED, cpus=4, kill_wait_s=5) as made:
         yield made
 
 
@@ -89,8 +89,8 @@ def test_hold_release_vacate_remove(site):
 
 
 def test_policy_ends_jobs(site):
-    booting = site.submit("touch here", "periodic_remove = JobStatus == 2 && time() - EnteredCurrentStatus > 2")
-    limited = trapped(site, "limited", "allowed_execute_duration = 20")
+    booting = site.submit("touch here", 'vm = "start=cold"', "periodic_remove = JobStatus == 2 && time() - EnteredCurrentStatus > 2")
+    limited = trapped(site, "limited", "allowed_execute_duration = 12")
     fields = site.until_state(limited, "HELD")
     assert fields["HoldReasonCode"] == 47 and (site.work / "term-limited").exists()
     assert site.ended(booting)["JobStatus"] == 3 and not (site.work / "here").exists()

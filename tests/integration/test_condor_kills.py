@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from wnodes_htcondor.testing import Site, until
+from wnodes_htcondor.testing import SHARED, Site, until
 
 from wnodes_core import processes
 
@@ -17,7 +17,7 @@ LEASE = "job_lease_duration = 20"
 
 @pytest.fixture(scope="module")
 def site(minimal_image):
-    with Site(minimal_image, cpus=4, kill_wait_s=5) as made:
+    with Site(minimal_image, build=SHARED, cpus=4, kill_wait_s=5) as made:
         yield made
 
 
@@ -27,9 +27,10 @@ def queue_is_empty(site):
     site.remove_all()
 
 
-def job(site, name, seconds=60):
+def job(site, name, seconds=60, start="auto"):
     """A job that notes each of its runs, and on which kernel."""
-    return site.submit(COUNT.format(work=site.work, name=name, seconds=seconds), f'vm = "mount={site.work}"', LEASE)
+    vm = f'vm = "mount={site.work},start={start}"'
+    return site.submit(COUNT.format(work=site.work, name=name, seconds=seconds), vm, LEASE)
 
 
 def runs(site, name):
@@ -83,7 +84,7 @@ def test_parts_of_a_running_job(site):
 
 
 def test_vm_killed_while_it_boots_is_requeued_once_then_held(site):
-    cluster = job(site, "boot", seconds=0)
+    cluster = job(site, "boot", seconds=0, start="cold")
     for _ in range(2):
         until(lambda: [p for p in site.ours() if "qemu-system" in p.exe and site.lease(cluster)["id"] in " ".join(p.command)], "QEMU", 60)
         lease = site.lease(cluster)["id"]

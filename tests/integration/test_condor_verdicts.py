@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from wnodes_htcondor.testing import Site
+from wnodes_htcondor.testing import SHARED, Site
 
 pytestmark = [pytest.mark.condor, pytest.mark.guest]
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.condor, pytest.mark.guest]
 @pytest.fixture(scope="module")
 def site(minimal_image):
     rules = "policy:\n  - users: ['*']\n    max_cpus: 1\n"
-    with Site(minimal_image, settings=rules) as made:
+    with Site(minimal_image, build=SHARED, settings=rules) as made:
         yield made
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wnodes_lsf.testing import Site, until
+from wnodes_lsf.testing import SHARED, Site, until
 
 from wnodes_core.model import Image
 
@@ -22,7 +22,7 @@ HOST = Path(ID).read_text().strip()
 
 @pytest.fixture(scope="module")
 def site(minimal_image: Image) -> Iterator[Site]:
-    with Site(minimal_image, LSB_SIM_PRE_RETRY=0.5) as site:
+    with Site(minimal_image, build=SHARED, LSB_SIM_PRE_RETRY=0.5) as site:
         yield site
 
 
@@ -93,7 +93,7 @@ def test_without_wnodesd_the_job_waits_and_runs_when_it_is_back(site):
 
 
 def test_hooks_that_never_run_cost_time_and_nothing_else(minimal_image):
-    with Site(minimal_image, queue={"PRE_EXEC": "", "POST_EXEC": ""}) as bare:
+    with Site(minimal_image, build=SHARED, queue={"PRE_EXEC": "", "POST_EXEC": ""}) as bare:
         (bare.lab.serverdir / "eexec").unlink()
         job = bare.submit(f"cat {ID}; exit 3")
         silent = bare.submit("echo never", image="nosuch")
@@ -139,7 +139,8 @@ def test_sbatchd_may_be_killed_and_started_again_at_any_time(site, phase):
     mark, go = site.work / f"mark-{phase}", site.work / f"go-{phase}"
     if phase == "queued":
         site.lab.kill_daemon("sbatchd")
-    job = site.submit(f"cat {ID}; touch {mark}; while [ ! -e {go} ]; do sleep 0.1; done; exit 4")
+    image = "debian12,start=cold" if phase == "booting" else "debian12"
+    job = site.submit(f"cat {ID}; touch {mark}; while [ ! -e {go} ]; do sleep 0.1; done; exit 4", image=image)
     if phase == "booting":
         until(lambda: site.lease(job).get("state") in ("starting", "running"), lambda: site.about(job), 60)
     elif phase == "running":

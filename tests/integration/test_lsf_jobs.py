@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wnodes_lsf.testing import Site, until
+from wnodes_lsf.testing import SHARED, Site, until
 
 from wnodes_core.model import Image
 
@@ -29,7 +29,7 @@ HOST = Path(ID).read_text().strip()
 
 @pytest.fixture(scope="module")
 def site(minimal_image: Image) -> Iterator[Site]:
-    with Site(minimal_image, queue={"REQUEUE_EXIT_VALUES": "122 77"}) as site:
+    with Site(minimal_image, build=SHARED, queue={"REQUEUE_EXIT_VALUES": "122 77"}) as site:
         yield site
 
 
@@ -111,7 +111,7 @@ def test_bkill_reaches_the_job_s_traps_and_its_last_word_even_the_deaf(site):
 
 
 def test_a_job_killed_while_it_boots_never_begins(site):
-    job = site.submit("touch never")
+    job = site.submit("touch never", image="debian12,start=cold")
     until(lambda: site.lease(job).get("keeper_state") == "starting", lambda: site.about(job), 30)
     site.run_as(["bkill", job])
     assert site.ended(job)["exit_code"] in ("130", "143", "137")
@@ -124,7 +124,7 @@ def test_a_job_killed_while_it_boots_never_begins(site):
 def test_the_run_limit_warns_and_ends_a_job_and_a_requeued_one_gets_a_fresh_vm(site):
     (site.work / "usr2").unlink(missing_ok=True)
     (site.work / "ready").unlink(missing_ok=True)
-    limited = site.submit(TRAPS, "-W", "35")  # of the simulator's minutes of one second
+    limited = site.submit(TRAPS, "-W", "15")  # of the simulator's minutes of one second
     script = f"cat {ID}; [ -e /tmp/mark ] && echo old; touch /tmp/mark; [ -e again ] && exit 0; touch again; exit 77"
     job = site.submit(script)
     shown = site.ended(job)

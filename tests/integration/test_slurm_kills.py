@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from slurm_site import Site, until
+from slurm_site import SHARED, Site, until
 
 from wnodes_core import processes
 from wnodes_core.model import Image, Process
@@ -22,7 +22,9 @@ COUNT = (
 
 @pytest.fixture(scope="module")
 def site(request: pytest.FixtureRequest, minimal_image: Image) -> Iterator[Site]:
-    with Site(minimal_image, "k", cgroup=request.param == "cgroup") as site:
+    cgroup = request.param == "cgroup"
+    build = SHARED if cgroup else "never"  # so each way that Slurm tracks has another kind of start
+    with Site(minimal_image, "k", build=build, cgroup=cgroup) as site:
         yield site
 
 

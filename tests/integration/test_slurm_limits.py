@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from slurm_site import IMAGES, Site, until
+from slurm_site import IMAGES, SHARED, Site, until
 
 from wnodes_core import processes
 from wnodes_core.images.store import Store
@@ -26,7 +26,8 @@ BURN = "echo begun; timeout 6 sh -c 'while :; do :; done'; echo burnt; sleep 100
 @pytest.fixture(scope="module")
 def site(request: pytest.FixtureRequest, minimal_image: Image) -> Iterator[Site]:
     cgroup = request.param == "cgroup"
-    with Site(minimal_image, "l", cgroup=cgroup, gather="cgroup" if cgroup else "linux") as site:
+    build = SHARED if cgroup else "never"  # so each way that Slurm tracks has another kind of start
+    with Site(minimal_image, "l", build=build, cgroup=cgroup, gather="cgroup" if cgroup else "linux") as site:
         yield site
 
 
@@ -59,7 +60,7 @@ def test_cancelled_script_has_its_grace_and_a_booting_vm_goes_at_once(site: Site
     job = site.submit(GRACE)
     lease = site.wait_running(job)
     _begun(site, job)
-    booting = site.submit("echo never")
+    booting = site.submit("echo never", "--vm-start=cold")
     until(lambda: site.lease(booting).get("keeper_state") == "starting" and _qemu(site.lease(booting)), "boot")
     other = site.lease(booting)
     site.run_as(["scancel", job, booting])
@@ -104,7 +105,7 @@ def test_time_limit_gives_the_grace_and_ends_the_vm(site: Site) -> None:
 @one
 def test_guest_that_uses_all_its_memory_is_not_killed_by_slurm(site: Site) -> None:
     eater = "head -c 1G /dev/zero | tail | wc -c; echo ${PIPESTATUS[1]}; grep MemTotal /proc/meminfo; echo alive"
-    job = site.submit(eater, "--mem=700")
+    job = site.submit(eater, "--mem=700", "--vm-start=cold")
     fields = site.ended(job)
     assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), site.output(job)
     said = site.output(job)
@@ -129,8 +130,9 @@ def test_job_too_small_for_a_vm_is_told_how_much_it_needs(site: Site) -> None:
 
 @both
 def test_slurm_accounts_and_holds_the_vm_of_batch_and_of_srun_jobs(site: Site) -> None:
-    batch = site.submit(BURN)
-    argv = ["srun", "--vm-image=debian12", "-J", "stepjob", "sh", "-c", BURN]
+    # Booted: of a clone's memory only what it wrote is the job's own.
+    batch = site.submit(BURN, "--vm-start=cold")
+    argv = ["srun", "--vm-image=debian12", "--vm-start=cold", "-J", "stepjob", "sh", "-c", BURN]
     with ThreadPoolExecutor(1) as pool:
         pool.submit(site.run_as, argv, check=False)
         srun = str(until(lambda: site.lab.run(["squeue", "-h", "-n", "stepjob", "-o", "%A"]).strip(), "srun's job"))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_site import Site, until
+from slurm_site import SHARED, Site, until
 
 from wnodes_core import command
 from wnodes_core.model import Image
@@ -29,7 +29,7 @@ MARKED = 't() { echo "@@$1"; }\n'
 
 @pytest.fixture(scope="module")
 def site(minimal_image: Image) -> Iterator[Site]:
-    with Site(minimal_image, "s", nodes=2, features="vm,vm_debian12") as site:
+    with Site(minimal_image, "s", build=SHARED, nodes=2, features="vm,vm_debian12") as site:
         yield site
 
 

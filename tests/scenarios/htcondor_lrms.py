@@ -1,4 +1,5 @@
-"""HTCondor: a real one, a partitionable slot of two cpus. The user's folder is mounted beside the sandbox."""
+"""HTCondor: a real one, a partitionable slot of two cpus. The user's folder is mounted beside the sandbox,
+VMs are clones."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrms import Ask, End, Lrms, Refused
-from wnodes_htcondor.testing import Site
+from wnodes_htcondor.testing import SHARED, Site
 
 from wnodes_core.errors import CommandError
 from wnodes_core.model import Image
@@ -20,7 +21,7 @@ class Htcondor(Lrms):
 
     def __init__(self, image: Image) -> None:
         super().__init__(image)
-        self.site = Site(image, cpus=2, kill_wait_s=5)
+        self.site = Site(image, build=SHARED, cpus=2, kill_wait_s=5)
 
     @property
     def work(self) -> Path:
@@ -34,7 +35,7 @@ class Htcondor(Lrms):
         self.site.__exit__()
 
     def submit(self, ask: Ask) -> str:
-        lines = [f'vm = "mount={self.work}"', 'environment = "K_PROC=$(ProcId)"', f"request_memory = {ask.memory_mib or 700}"]
+        lines = [f'vm = "mount={self.work},start={ask.start}"', 'environment = "K_PROC=$(ProcId)"', f"request_memory = {ask.memory_mib or 700}"]
         lines += [f"allowed_execute_duration = {ask.time_s}"] if ask.time_s else []
         lines += [f"input = {ask.stdin}"] if ask.stdin else []
         script = "K_INDEX=$((K_PROC + 1))\n" + ask.text(self.work)

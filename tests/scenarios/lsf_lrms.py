@@ -1,4 +1,4 @@
-"""LSF: the simulator of its protocol, with our hooks as an admin installs them; the VMs are real."""
+"""LSF: the simulator of its protocol, with our hooks as an admin installs them; the VMs are real, and clones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrms import Ask, End, Lrms, Refused
-from wnodes_lsf.testing import Site
+from wnodes_lsf.testing import SHARED, Site
 
 from wnodes_core.errors import CommandError
 from wnodes_core.model import Image
@@ -19,7 +19,7 @@ class Lsf(Lrms):
 
     def __init__(self, image: Image) -> None:
         super().__init__(image)
-        self.site = Site(image, LSB_SIM_SLOTS=2)
+        self.site = Site(image, build=SHARED, LSB_SIM_SLOTS=2)
 
     @property
     def work(self) -> Path:
@@ -40,7 +40,7 @@ class Lsf(Lrms):
         memory = f",memory={ask.memory_mib - 320}M" if ask.memory_mib else ",memory=512M"  # LSF's own limit is not told
         try:
             script = "K_INDEX=$LSB_JOBINDEX\n" + ask.text(self.work)
-            return self.site.submit(script, *options, image=ask.image + memory)
+            return self.site.submit(script, *options, image=f"{ask.image}{memory},start={ask.start}")
         except CommandError as error:
             raise Refused(error.stderr_tail) from error
 

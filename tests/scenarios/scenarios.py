@@ -219,7 +219,7 @@ def cancel_queued(stage: Stage) -> str:
 
 def cancel_booting(stage: Stage) -> str:
     """the VM goes at once, the script never begins"""
-    job = stage.submit(Ask("booting", 'touch "$W/$K.ran"'))
+    job = stage.submit(Ask("booting", 'touch "$W/$K.ran"', start="cold"))
     lease = stage.booting(job)
     stage.lrms.cancel(job)
     stage.gone(lease)

@@ -33,7 +33,7 @@ class Slurm(Lrms):
         self.site.__exit__()
 
     def submit(self, ask: Ask) -> str:
-        options = ["-n1", "--error=err-%A-%a"]
+        options = ["-n1", "--error=err-%A-%a", f"--vm-start={ask.start}"]
         options += [f"--mem={ask.memory_mib}"] if ask.memory_mib else []
         options += [f"--input={ask.stdin}"] if ask.stdin else []
         options += ["--time=1"] if ask.time_s else []

@@ -1,14 +1,19 @@
 """The process table: ancestry, and identity that survives pid reuse."""
 
 import os
+import subprocess
 import sys
 from dataclasses import replace
 
 from wnodes_core import command, processes
 
 
-def sleeper():
-    return command.spawn([sys.executable, "-I", "-c", "import time; time.sleep(60)"])
+def sleeper(program=sys.executable):
+    """A child past its exec: until the kernel has laid out its stack, a process has no command line to read."""
+    child = command.spawn([program, "-I", "-c", "import time; print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    with child.stdout:
+        assert child.stdout.readline() == b"\n"
+    return child
 
 
 def test_read_tells_parent_uid_and_command():
@@ -49,7 +54,7 @@ def test_kill_of_a_dead_process_is_done():
 def test_a_name_with_brackets_and_blanks_is_read_rightly(tmp_path):
     odd = tmp_path / "a) R 1 (b"
     odd.symlink_to(sys.executable)
-    child = command.spawn([str(odd), "-I", "-c", "import time; time.sleep(60)"])
+    child = sleeper(str(odd))
     try:
         assert processes.read(child.pid).parent == os.getpid()
     finally:

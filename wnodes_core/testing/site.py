@@ -20,14 +20,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from wnodes_core import command, processes
+from wnodes_core import command, processes, settings
 from wnodes_core.agent import client
+from wnodes_core.images.layers import node_store
 from wnodes_core.images.store import Store
-from wnodes_core.model import Image, Process
+from wnodes_core.model import Image, ImageRef, Process
 from wnodes_core.plugins import Plugins
+from wnodes_core.templates.choose import Chooser, Size
 
 USER = "wnodes-t1"
 IMAGES = Path("/var/tmp/wnodes-test-images")  # kept between runs: it holds nothing but the built image
+SHARED = "shared"  # a site's ``build``: its VMs are clones of a template that all such sites have in common
+_TEMPLATES = Path("/var/tmp/wnodes-test-templates")  # kept between runs, too
+_BASE_MIB = 256  # no test's guest is smaller
 _POLL_S = 0.03
 _CONFIG = """\
 state_dir: {folder}/state
@@ -89,6 +94,21 @@ def add_image(image: Image, name: str = "debian12") -> None:
             store.add(image.path, name, kernel=boot.kernel, initrd=boot.initrd, cmdline=boot.cmdline)
 
 
+def add_template(config: Path, name: str = "debian12") -> None:
+    """Have the template of an image built, for VMs of one CPU, as a site's settings want it; at once if it is there.
+
+    Raises WnodesError.
+    """
+    from wnodes_core.agent.parts import BACKENDS
+
+    site = settings.load(config, trusted=True)
+    chooser = Chooser(site, Plugins(builtins=BACKENDS, scan=False).hook)
+    store = node_store(site)
+    image = store.image(store.resolve(ImageRef.parse(name)))
+    assert image is not None
+    chooser.builder("tcg").build(chooser.wanted(image, "tcg", Size(1, _BASE_MIB, 0))[0])
+
+
 class Site:
     """A site whose LRMS a subclass brings: ``with TheirSite(image) as site:``.
 
@@ -108,9 +128,13 @@ class Site:
         shutil.chown(self.work, self.user, self.user)
         self.config = self.folder / "wnodes.yaml"
         self.daemon: Any = None  # Popen
+        self._clones = False
 
     def configure(self, *, settings: str, build: str, **environment: object) -> None:
-        """Write wnodes.yaml; ``settings`` is further YAML, ``build`` says when it makes templates."""
+        """Write wnodes.yaml; ``settings`` is further YAML, ``build`` says when it makes templates (or ``SHARED``)."""
+        self._clones = build == SHARED
+        if self._clones:
+            build = f"never\n  folder: {_TEMPLATES}\n  base_memory_mib: {_BASE_MIB}"
         lines = "\n".join(f"      {name}: {value}" for name, value in environment.items())
         facts = {"folder": self.folder, "images": IMAGES, "lrms": self.lrms, "build": build}
         self.config.write_text(_CONFIG.format(**facts, environment=lines, more=settings))
@@ -132,6 +156,8 @@ class Site:
     def __enter__(self) -> Self:
         try:
             (self.folder / "run").mkdir()
+            if self._clones:
+                add_template(self.config)
             self.raise_lrms()
         except BaseException:
             self.__exit__()

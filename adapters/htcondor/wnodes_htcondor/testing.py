@@ -15,11 +15,11 @@ from typing import Any
 from wnodes_core import command
 from wnodes_core.model import Image
 from wnodes_core.testing import site
-from wnodes_core.testing.site import IMAGES, USER, add_image, make_user, text_of, until
+from wnodes_core.testing.site import IMAGES, SHARED, USER, add_image, make_user, text_of, until
 from wnodes_htcondor import install
 from wnodes_htcondor.lab import Lab
 
-__all__ = ["IMAGES", "STATES", "USER", "Site", "add_image", "make_user", "until"]
+__all__ = ["IMAGES", "SHARED", "STATES", "USER", "Site", "add_image", "make_user", "until"]
 
 SUBMIT = """\
 executable = {script}
