@@ -17,7 +17,8 @@ import pytest
 from wnodes_core.errors import RequestError, WnodesError
 from wnodes_core.guest import frames
 from wnodes_core.guest.channel import Done
-from wnodes_core.keeper_become import ENTER, Accounts, Wish, ask_wnodesd
+from wnodes_core.keeper_become import ENTER, Accounts, Wish
+from wnodes_core.keeper_serving import ask_wnodesd
 from wnodes_core.model import Mount
 from wnodes_core.policy_become import Account
 
@@ -260,7 +261,7 @@ def test_a_wnodesd_that_says_nonsense_is_an_error_and_no_bug(tmp_path: Path, rep
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(WnodesError):
-            ask_wnodesd(f"{tmp_path}/d.sock", {}, lambda name, count: [])
+            ask_wnodesd(f"{tmp_path}/d.sock", {}, lambda account: [])
         thread.join()
 
 
