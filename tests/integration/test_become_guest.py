@@ -216,6 +216,9 @@ def test_nothing_is_left_at_the_end_even_of_a_wnodesd_that_was_killed(pilot: Pil
     assert [p for p in left if processes.alive(p)] == left, "they serve on"
     pilot.site.start_wnodesd()
     assert pilot.site.lease(pilot.job)["accounts"] == {ALICE: pilot.alice.pw_uid}
+    processes.kill(left.pop())  # its parent's end was no end of its own, and it is replaced by a wnodesd that is not its parent
+    assert pilot.as_alice("cat ~/on /shared/word") == "on\nshared\n"
+    assert {each.pid for each in left} < {each.pid for each in pilot.gateways()}
     (pilot.work / "go").touch()
     pilot.site.ended(pilot.job)
     pilot.site.assert_nothing_left()
