@@ -1,36 +1,32 @@
 """The keeper's part in a second account: what a guest asks with ``wnodes-run-as``, wnodesd decides, we carry out.
 
 ``wnodes-run-as ACCOUNT [--] COMMAND [ARGUMENT…]`` in the guest arrives as a stream that the guest opened. wnodesd says
-whether and as whom, and starts gateways on sockets that we connect to spare ports of our VM. In the guest the
-account's mounts lie in a folder of root's; each command sees them at their places in a mount namespace of its own,
-and sees none of the job's: what it read there, the host would take for the job's user's doing.
+whether and as whom, and serves the account's mounts (``keeper_serving``). In the guest they lie in a folder of root's;
+each command sees them at their places in a mount namespace of its own, and sees none of the job's: what it read there,
+the host would take for the job's user's doing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import posixpath
-import socket
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wnodes_core.errors import HostError, LimitExceeded, RequestError, TransientError, WnodesError, from_dict
+from wnodes_core.errors import RequestError, WnodesError
 from wnodes_core.guest import frames
 from wnodes_core.guest.channel import GuestChannel, decode, encode
-from wnodes_core.keeper_lease import Holding, read_line
+from wnodes_core.keeper_lease import Holding
+from wnodes_core.keeper_serving import Serving
 from wnodes_core.model import Mount
-from wnodes_core.plan import MOUNT_PORT, Plan
+from wnodes_core.plan import Plan
 from wnodes_core.policy import inside
 from wnodes_core.policy_become import Account
-from wnodes_core.storage import sshfs
 
 USAGE = "usage: wnodes-run-as ACCOUNT [--] COMMAND [ARGUMENT...]: run a command as another account of this job's site"
 _MOST = 64  # commands of other accounts that run at once
 _GRACE_S = 2.0  # between TERM and the end, once whoever ran it has been killed
-_SHOWN = "/run/wnodes/mounts/as.{}"  # below a folder that only the guest's root enters
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _PASSED = ("TERM", "LANG", "LC_ALL", "TZ")
 # Words: how many folders to hide, each; how many mounts to show, each from and to; uid, gid, groups, folder; command.
@@ -83,9 +79,8 @@ class Accounts:
     def __init__(self, plan: Plan, channel: GuestChannel, holding: Holding | None) -> None:
         self._plan = plan
         self._channel = channel
-        self._holding = holding
+        self._serving = Serving(plan, channel, holding) if holding else None
         self._known: dict[str, asyncio.Task[Account]] = {}
-        self._ports: dict[str, list[int]] = {}  # what was given to an account stays its own
         self._tasks: set[asyncio.Task[None]] = set()
         self._one = asyncio.Lock()
 
@@ -111,6 +106,8 @@ class Accounts:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._serving:
+            self._serving.close()
 
     async def _serve(self, stream: int, request: dict[str, Any], gone: asyncio.Event) -> None:
         ending: dict[str, Any] = {"code": 126, "error": "a bug of the keeper's: see its log"}
@@ -132,60 +129,25 @@ class Accounts:
     # as whom
 
     async def _account(self, name: str) -> Account:
-        """The account, sanctioned and served; once for all of its commands. What failed is asked anew."""
+        """The account, sanctioned and served; once for all of its commands. What failed or ended is asked anew."""
         task = self._known.get(name)
-        if task is None or task.done() and (task.cancelled() or task.exception()):
+        if task is None or task.done() and (task.cancelled() or task.exception() or self._wanting(name)):
             task = self._known[name] = asyncio.ensure_future(self._made(name))
             task.add_done_callback(self._forget_failed)
         return await asyncio.shield(task)
+
+    def _wanting(self, name: str) -> bool:
+        return self._serving is not None and self._serving.wanting(name)
 
     def _forget_failed(self, task: asyncio.Task[Account]) -> None:
         if task.cancelled() or task.exception():
             self._known = {name: each for name, each in self._known.items() if each is not task}
 
     async def _made(self, name: str) -> Account:
-        if self._holding is None:
+        if self._serving is None:
             raise RequestError(f"account {name[:70]!r}: there is no wnodesd to this VM, and no other may sanction one")
         async with self._one:
-            question = {**self._holding.hello, "op": "become", "account": name}
-            asked = asyncio.to_thread(ask_wnodesd, self._holding.daemon, question, self._connected)
-            account = await asked
-            await self._furnish(account)
-            return account
-
-    def _connected(self, name: str, count: int) -> list[socket.socket]:
-        """As many of our VM's ports as an account has mounts. Blocks. Raises LimitExceeded, HostError."""
-        if name not in self._ports:
-            first = len(self._plan.mounts) + sum(len(each) for each in self._ports.values())
-            if first + count > self._plan.served_ports:
-                free = self._plan.served_ports - first
-                text = f"account {name!r} has {count} mounts, and {free} ports of this VM are free"
-                raise LimitExceeded(text, hint="become_ports in the policy says how many a VM has")
-            self._ports[name] = list(range(first, first + count))
-        with ExitStack() as until_all:
-            ports = [until_all.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(count)]
-            for index, port in zip(self._ports[name], ports, strict=True):
-                try:
-                    port.connect(self._plan.mount_socket(index))
-                except OSError as error:
-                    raise HostError(f"port {index} of the VM: {error.strerror}") from error
-            until_all.pop_all()
-        return ports
-
-    async def _furnish(self, account: Account) -> None:
-        """Account and mounts in the guest. Raises TransientError, NoProvider, ChannelLost."""
-        user = {"name": account.name, "uid": account.uid, "gid": account.gid, "home": account.home}
-        groups = [{"name": name, "gid": gid} for name, gid in account.groups.items()]
-        await self._channel.request("setup", user={**user, "shell": account.shell}, groups=groups)
-        for index, mount in zip(self._ports.get(account.name, ()), account.mounts, strict=True):
-            port = MOUNT_PORT.format(index)
-            for step in sshfs.guest_steps(mount, {**self._channel.facts, "port": port}):
-                if "mount" in step:
-                    step = {**step, "mount": {**step["mount"], "target": _SHOWN.format(port)}}
-                done = await self._channel.run(**step)
-                if done.code:
-                    said = done.stderr.decode(errors="replace").strip()[-500:]
-                    raise TransientError(f"account {account.name!r}: mount {mount}: {said}")
+            return await self._serving.serve(name)
 
     # its command
 
@@ -217,13 +179,9 @@ class Accounts:
         self._channel.send(frames.CONTROL, 0, stream, b'{"close":true}')  # by SIGKILL soon, if need be
 
     def _order(self, caller: int, wish: Wish, account: Account) -> dict[str, Any]:
+        assert self._serving  # who has sanctioned it
         hidden = [mount.target for mount in reversed(self._plan.mounts)]
-        ports = self._ports.get(account.name, ())
-        shown = [
-            word
-            for index, mount in zip(ports, account.mounts, strict=True)
-            for word in (_SHOWN.format(MOUNT_PORT.format(index)), mount.target)
-        ]
+        shown = [word for mount in self._serving.shown(account) for word in mount]
         groups = ",".join(map(str, dict.fromkeys([account.gid, *account.groups.values()])))
         ids = [str(account.uid), str(account.gid), groups]
         words = [str(len(hidden)), *hidden, str(len(account.mounts)), *shown, *ids]
@@ -254,30 +212,3 @@ def _checked(ending: dict[str, Any]) -> dict[str, Any]:
     """A guest's word on how its command ended, as its own shim gets it back."""
     kept = {key: ending[key] for key in ("code", "signal") if isinstance(ending.get(key), int)}
     return {**kept, **({"error": str(ending["error"])[:4000]} if ending.get("error") else {})} or {"code": 1}
-
-
-def ask_wnodesd(daemon: str, question: dict[str, Any], ports: Callable[[str, int], Sequence[socket.socket]]) -> Account:
-    """The account that wnodesd lets us become, its mounts served on ``ports(name, count)``. Blocks.
-
-    Raises wnodesd's refusal, what ``ports`` raises, TransientError if wnodesd does not answer.
-    """
-    with ExitStack() as closing, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(60.0)
-        try:
-            sock.connect(daemon)
-            sock.sendall(json.dumps(question).encode() + b"\n")
-            account = Account.from_dict(_ok(sock)["account"])
-            if account.mounts:
-                given = [closing.enter_context(port) for port in ports(account.name, len(account.mounts))]
-                socket.send_fds(sock, [b'{"ports":true}\n'], [port.fileno() for port in given])
-            _ok(sock)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TransientError(f"wnodesd at {daemon} does not answer: {error}") from error
-    return account
-
-
-def _ok(sock: socket.socket) -> dict[str, Any]:
-    reply, _ = read_line(sock)
-    if not reply.get("ok"):
-        raise from_dict(reply.get("error", {}))
-    return reply

@@ -14,7 +14,7 @@ from wnodes_core.errors import TransientError, WnodesError, from_dict
 
 CLAIM_TIMEOUT_S = 30.0
 RETRY_S = 0.5
-_MAX_FDS = 4
+_MAX_FDS = 32  # the most that wnodesd sends at once: an end of each gateway of an account
 VERDICT_S = 3.0
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +189,23 @@ def test_guest_root_is_the_account_there_and_no_more(pilot: Pilot) -> None:
     folder.unlink()
 
 
-def test_a_gateway_that_is_killed_is_an_error_for_the_account_alone(pilot: Pilot) -> None:
-    home = next(p for p in pilot.gateways() if str(pilot.top / "alice") in p.command)
-    processes.kill(home)
-    said = pilot.as_alice("echo y >$HOME/late; cat /shared/word", code=0)
+def test_a_gateway_that_is_killed_is_replaced_for_the_next_command(pilot: Pilot) -> None:
+    """Whoever runs meanwhile is told that its mount has gone, and keeps the others; the pilot notices nothing."""
+    script = "echo >~/up; until [ -e /shared/go ]; do sleep 0.2; done; echo y >~/late; cat /shared/word"
+    with ThreadPoolExecutor(1) as aside:
+        running = aside.submit(pilot.as_alice, script)
+        until(lambda: (pilot.top / "alice/up").exists(), "a command that runs")
+        home, shared = sorted(pilot.gateways(), key=lambda each: str(pilot.top / "alice") not in each.command)
+        processes.kill(home)
+        assert pilot.as_alice("echo on >~/on; cat /shared/word; ls ~/up") == f"shared\n{pilot.alice.pw_dir}/up\n"
+        (pilot.top / "shared/go").touch()
+        said = running.result(60)
     assert "not connected" in said and "shared" in said and not (pilot.top / "alice/late").exists()
+    assert (pilot.top / "alice/on").owner() == ALICE
+    assert shared in pilot.gateways() and home not in pilot.gateways() and len(pilot.gateways()) == 2
+    for each in pilot.gateways():
+        processes.kill(each)
+    assert pilot.as_alice("cat ~/on /shared/word") == "on\nshared\n"
     assert pilot.run(f"echo on >{pilot.work}/on && cat {pilot.work}/on") == "on\n"
 
 
@@ -203,6 +216,9 @@ def test_nothing_is_left_at_the_end_even_of_a_wnodesd_that_was_killed(pilot: Pil
     assert [p for p in left if processes.alive(p)] == left, "they serve on"
     pilot.site.start_wnodesd()
     assert pilot.site.lease(pilot.job)["accounts"] == {ALICE: pilot.alice.pw_uid}
+    processes.kill(left.pop())  # its parent's end was no end of its own, and it is replaced by a wnodesd that is not its parent
+    assert pilot.as_alice("cat ~/on /shared/word") == "on\nshared\n"
+    assert {each.pid for each in left} < {each.pid for each in pilot.gateways()}
     (pilot.work / "go").touch()
     pilot.site.ended(pilot.job)
     pilot.site.assert_nothing_left()

@@ -162,6 +162,34 @@ def test_what_is_no_port_is_refused(node: Pilots, hand: str, more: int) -> None:
     assert node.ask(lease)["ok"], "what is one is not"
 
 
+def test_one_mount_is_served_anew_and_the_other_stays(node: Pilots) -> None:
+    """However often it is asked for, and whether its gateway has ended or not. Mounts are in the order of their targets."""
+    node.start()
+    lease = node.hold(ports=2)
+    assert node.ask(lease)["ok"]
+    first = {str(node.data) in each.command: each for each in node.serving()}
+    processes.kill(first[True])
+    for _ in range(2):
+        assert node.ask(lease, message={"only": [0]}, more=-1) == {"ok": True, "served": 1}
+        now = {str(node.data) in each.command: each for each in node.serving()}
+        assert now[False].pid == first[False].pid and now[True].pid != first[True].pid
+        first = now
+    assert b'"event": "again"' in node.log.read_bytes() and b"mounts [0] served anew" in node.log.read_bytes()
+    node.finish()
+    until(lambda: not node.left(), "the lease is undone")
+    assert not node.gateways()
+
+
+def test_what_is_no_mount_of_the_account_s_is_not_served(node: Pilots) -> None:
+    node.start()
+    lease = node.hold()
+    for only in ([], [2], [-1], [True], ["1"], [[]], "1", {}, 1, [0, 1, 2], [1e300]):
+        answer = node.ask(lease, message={"only": only})
+        assert not answer["ok"] and "it has 2 mounts" in answer["error"]["message"], (only, answer)
+    assert not node.gateways()
+    assert node.ask(lease, message={"only": [1, 1]}, more=-1) == {"ok": True, "served": 1}
+
+
 def test_a_source_is_judged_with_the_account_s_rights(node: Pilots) -> None:
     (node.folder / "closed").mkdir(mode=0o700)
     node.start(mounts=(f"{node.folder}/closed:/closed",))

@@ -4,14 +4,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+from second_account import Second
 from wnodes_htcondor.testing import SHARED, Site
 
 pytestmark = [pytest.mark.condor, pytest.mark.guest]
 
 
 @pytest.fixture(scope="module")
-def site(minimal_image):
-    rules = "policy:\n  - users: ['*']\n    max_cpus: 1\n"
+def second():
+    with Second() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def site(minimal_image, second):
+    rules = f"policy:\n  - users: ['*']\n    max_cpus: 1\n{second.rules()}"
     with Site(minimal_image, build=SHARED, settings=rules) as made:
         yield made
 
@@ -40,7 +47,7 @@ def test_hold_is_a_held_job_with_our_words(site):
     site.assert_nothing_left()
 
 
-def blah(site, requirements, name):
+def blah(site, requirements, name, more=""):
     """Submit through the real blahp script, as a computing element would, with its requirements as shell text."""
     libexec = site.lab.prefix / "usr/libexec/blahp"
     home = site.work / "grid"
@@ -50,7 +57,7 @@ def blah(site, requirements, name):
     config = home / "blah.config"
     config.write_text(f"condor_binpath={site.lab.prefix}/usr/bin\nblah_libexec_directory={libexec}\n")
     (home / "requirements").write_text(requirements)
-    (home / "job.sh").write_text("#!/bin/sh\nuname -r\n")
+    (home / "job.sh").write_text(f"#!/bin/sh\nuname -r\n{more}")
     for path in (home, *home.rglob("*")):
         path.chmod(0o755)
         shutil.chown(path, site.user, site.user)
@@ -60,10 +67,13 @@ def blah(site, requirements, name):
     return done.text.partition("condor/")[2].partition("/")[0]
 
 
-def test_a_grid_job_carries_its_vm_through_blah(site):
-    job = blah(site, "WnodesImage=debian12\nWnodesMemory=700M\n", "grid-out")
+def test_a_grid_job_carries_its_vm_through_blah_and_becomes_another_account(site, second):
+    job = blah(site, "WnodesImage=debian12\nWnodesMemory=700M\n", "grid-out", second.script)
     assert job, "blahp submitted nothing"
     fields = site.ended(job)
     assert (fields["vm_image"], fields["vm"]) == ("debian12", "memory=700M")
-    assert (site.work / "grid-out").read_text().strip().endswith("-cloud-amd64")
+    release, *said = (site.work / "grid-out").read_text().splitlines()
+    assert release.endswith("-cloud-amd64")
+    second.check(site, job, said)
+    site.assert_nothing_left()
     assert blah(site, "WnodesImage='x\nqueue 5'\n", "bad-out") == ""  # what is no word becomes "-", which the schedd refuses

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from second_account import Second
 from slurm_site import Site, until
 
 from wnodes_core import processes
@@ -27,8 +28,14 @@ touch made-$SLURM_JOB_ID; while [ -e hold-$1 ]; do sleep 0.1; done"""
 
 
 @pytest.fixture(scope="module")
-def site(minimal_image: Image) -> Iterator[Site]:
-    with Site(minimal_image, "p", build=SETTINGS) as site:
+def second() -> Iterator[Second]:
+    with Second() as second:
+        yield second
+
+
+@pytest.fixture(scope="module")
+def site(minimal_image: Image, second: Second) -> Iterator[Site]:
+    with Site(minimal_image, "p", build=SETTINGS, settings=f"policy:\n{second.rules()}") as site:
         yield site
 
 
@@ -76,12 +83,14 @@ def _finished(site: Site, job: str) -> list[str]:
     return site.output(job).splitlines()
 
 
-def test_jobs_take_clones_that_waited_and_grow_them(site: Site) -> None:
+def test_jobs_take_clones_that_waited_and_grow_them(site: Site, second: Second) -> None:
+    """And a pilot becomes another account in one whose QEMU is the slot's: three users at one VM's ports."""
     _full(site)
     runs = []
     for options in ((), ("--mem-per-cpu=1500",)):
-        job = site.submit(WHO, *options)
+        job = site.submit(f"{WHO}\n{second.script}", *options)
         runs.append(_finished(site, job))
+        second.check(site, job, runs[-1])
         lease = site.lease(job)
         assert lease["start"]["kind"] == "pool" and not lease["start"]["fallback"], (lease, site.log()[-3000:])
         assert (site.work / f"made-{job}").stat().st_uid == site.work.stat().st_uid

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,8 @@ import pytest
 from wnodes_core.errors import RequestError, WnodesError
 from wnodes_core.guest import frames
 from wnodes_core.guest.channel import Done
-from wnodes_core.keeper_become import ENTER, Accounts, Wish, ask_wnodesd
+from wnodes_core.keeper_become import ENTER, Accounts, Wish
+from wnodes_core.keeper_serving import ask_wnodesd
 from wnodes_core.model import Mount
 from wnodes_core.policy_become import Account
 
@@ -76,6 +79,7 @@ class Wnodesd:
 
     def __init__(self, folder: Path, *replies: Any) -> None:
         self.path, self.replies, self.asked, self.fds = f"{folder}/d.sock", list(replies), [], []  # type: ignore[var-annotated]
+        self.ends: list[int] = []  # of the gateways that it starts
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
         self.listener.listen()
@@ -94,7 +98,8 @@ class Wnodesd:
                 if rest:
                     _, fds, _, _ = socket.recv_fds(sock, 100, 10)
                     self.fds += [socket.socket(fileno=fd) for fd in fds]
-                    sock.sendall(json.dumps(rest[0]).encode() + b"\n")
+                    ends, self.ends = self.ends, []
+                    socket.send_fds(sock, [json.dumps(rest[0]).encode() + b"\n"], ends)
 
     @property
     def holding(self) -> Any:
@@ -121,12 +126,13 @@ def wnodesd(tmp_path: Path) -> Iterator[Callable[..., Wnodesd]]:
 
 
 @pytest.fixture
-def port(tmp_path: Path) -> Iterator[socket.socket]:
-    """The VM's first spare one."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"{tmp_path}/mount2.sock")
-        listener.listen()
-        yield listener
+def port(tmp_path: Path) -> Iterator[list[socket.socket]]:
+    """The VM's first spare ones."""
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        for number, listener in enumerate((first, second), 2):
+            listener.bind(f"{tmp_path}/mount{number}.sock")
+            listener.listen()
+        yield [first, second]
 
 
 GRANTED = {"ok": True, "account": ALICE.to_dict()}
@@ -233,6 +239,102 @@ def test_a_guest_that_cannot_mount_runs_nothing(tmp_path: Path, port: Any, wnode
     asyncio.run(run())
 
 
+BOTH = replace(ALICE, mounts=(*ALICE.mounts, Mount("/srv/data", "/data")))
+TWICE = ({"ok": True, "account": BOTH.to_dict()}, {"ok": True})
+
+
+async def ordered(accounts: Accounts, channel: Channel) -> None:
+    channel.sent.clear()
+    accounts.opened(STREAM, wish("alice", "true"))
+    await channel.until(frames.OPEN)
+
+
+def test_a_gateway_that_has_ended_is_asked_for_anew_and_no_other(tmp_path: Path, port: Any, wnodesd: Any) -> None:
+    daemon = wnodesd(*TWICE)
+    ends = daemon.ends = [os.eventfd(0), os.eventfd(0)]
+
+    async def run() -> None:
+        channel = Channel()
+        accounts = Accounts(plan(tmp_path, spare=2), channel, daemon.holding)  # type: ignore[arg-type]
+        for _ in range(2):
+            await ordered(accounts, channel)
+        assert len(daemon.asked) == 1
+        channel.asked.clear()
+        os.eventfd_write(ends[1], 1)
+        await ordered(accounts, channel)
+        (clearing, _), (setup, _), (mounting, how) = channel.asked
+        assert clearing[4:] == [f"{word}org.wnodes.mount.3" for word in ("", "/run/wnodes/mounts/", "/run/wnodes/mounts/as.")]
+        assert (setup, mounting[0], how["port"]) == ("setup", "sshfs", "org.wnodes.mount.3")
+        await ordered(accounts, channel)  # of the new one no end is known: it counts as alive
+        before = len(os.listdir("/proc/self/fd"))
+        await accounts.stop()
+        assert len(os.listdir("/proc/self/fd")) == before - 1, "the first one's end"
+
+    asyncio.run(run())
+    for fd in ends:
+        os.close(fd)
+    assert [each.get("only") for each in daemon.asked] == [None, [1]]
+    assert [each.getpeername()[-11:] for each in daemon.fds] == ["mount2.sock", "mount3.sock", "mount3.sock"]
+
+
+def test_a_port_that_its_sshfs_still_holds_is_not_handed_out(tmp_path: Path, port: Any, wnodesd: Any) -> None:
+    daemon = wnodesd(*TWICE)
+    ends = daemon.ends = [os.eventfd(0), os.eventfd(1)]
+
+    async def run() -> None:
+        channel = Channel()
+        accounts = Accounts(plan(tmp_path, spare=2), channel, daemon.holding)  # type: ignore[arg-type]
+        await ordered(accounts, channel)
+        channel.sent.clear()
+        channel.code = 1
+        assert "mount /srv/data:/data: no fuse here" in await refused(accounts, channel)
+        assert len(daemon.asked) == 1
+        channel.code = 0
+        await ordered(accounts, channel)
+        await accounts.stop()
+
+    asyncio.run(run())
+    for fd in ends:
+        os.close(fd)
+    assert [each.get("only") for each in daemon.asked] == [None, [1]]
+
+
+def test_mounts_that_are_others_by_now_are_not_mixed_with_those_that_serve(tmp_path: Path, port: Any, wnodesd: Any) -> None:
+    daemon = wnodesd(*TWICE)
+    ends = daemon.ends = [os.eventfd(0), os.eventfd(1)]
+
+    async def run() -> None:
+        channel = Channel()
+        accounts = Accounts(plan(tmp_path, spare=2), channel, daemon.holding)  # type: ignore[arg-type]
+        await ordered(accounts, channel)
+        channel.sent.clear()
+        other = replace(BOTH, mounts=(BOTH.mounts[0], Mount("/srv/more", "/data")))
+        daemon.replies[0] = {"ok": True, "account": other.to_dict()}
+        assert "other mounts are its own by now" in await refused(accounts, channel)
+        await accounts.stop()
+
+    asyncio.run(run())
+    for fd in ends:
+        os.close(fd)
+    assert len(daemon.fds) == 2, "nothing was handed out for it"
+
+
+def test_ports_of_an_attempt_that_failed_are_free_for_the_next(tmp_path: Path, port: Any, wnodesd: Any) -> None:
+    no = {"ok": False, "error": {"kind": "MountDenied", "message": "source '/srv/data': none", "hint": ""}}
+    daemon = wnodesd(TWICE[0], no)
+
+    async def run() -> None:
+        channel = Channel()
+        accounts = Accounts(plan(tmp_path, spare=2), channel, daemon.holding)  # type: ignore[arg-type]
+        assert "none" in await refused(accounts, channel)
+        daemon.replies[:] = [GRANTED, {"ok": True}]  # the site has mended its policy
+        await ordered(accounts, channel)
+        await accounts.stop()
+
+    asyncio.run(run())
+    assert [each.get("only") for each in daemon.asked] == [None, None]
+
+
 def test_a_flood_of_commands_is_bounded(tmp_path: Path) -> None:
     async def run() -> None:
         channel = Channel()
@@ -260,7 +362,7 @@ def test_a_wnodesd_that_says_nonsense_is_an_error_and_no_bug(tmp_path: Path, rep
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(WnodesError):
-            ask_wnodesd(f"{tmp_path}/d.sock", {}, lambda name, count: [])
+            ask_wnodesd(f"{tmp_path}/d.sock", {}, lambda account: [])
         thread.join()
 
 

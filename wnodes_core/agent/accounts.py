@@ -35,10 +35,10 @@ class Accounts:
     def __init__(self) -> None:
         self._children: dict[int, Any] = {}  # pid -> Popen: whoever started it reaps it
 
-    def serve(self, lease: Lease, account: Account, ports: Sequence[int]) -> None:
-        """Serve an account's mounts on these connected sockets, one each, anew if they were served before.
+    def serve(self, lease: Lease, account: Account, numbers: Sequence[int], ports: Sequence[int]) -> list[Process]:
+        """Serve the account's mounts of these numbers on connected sockets, one each; anew if they were served before.
 
-        Raises WnodesError; what was made until then is in the journal.
+        The gateways, in that order. Raises WnodesError; what was made until then is in the journal.
         """
         self.reap()
         if lease.keeper and not _same_view(lease.keeper):
@@ -46,13 +46,15 @@ class Accounts:
                 "wnodesd sees other files than the job does, and so would the gateways of other accounts",
                 hint="wnodesd --print-drop-in files (docs/grid.md)",
             )
-        for resource in of_account(lease, account.name):
+        for resource in replaced(lease, account, numbers):
             self.detach(resource)
             lease.journal.gone(resource)
-        for number, (mount, port) in enumerate(zip(account.mounts, ports, strict=True)):
-            self._start(lease, account, f"{account.name}:{number}", mount, port)
+        return [
+            self._start(lease, account, name_of(account, number), account.mounts[number], port)
+            for number, port in zip(numbers, ports, strict=True)
+        ]
 
-    def _start(self, lease: Lease, account: Account, name: str, mount: Mount, port: int) -> None:
+    def _start(self, lease: Lease, account: Account, name: str, mount: Mount, port: int) -> Process:
         resource = lease.journal.making(KIND, name, account=account.name, uid=account.uid, target=mount.target)
         with _pipes() as (go, told):
             argv = [sys.executable, "-I", "-m", "wnodes_core.agent.serve_as", str(port), json.dumps(asdict(mount))]
@@ -61,9 +63,9 @@ class Accounts:
             self._children[child.pid] = child
             for fd in (go[0], told[1]):
                 os.close(fd)
-            self._let_serve(lease, resource, child, go[1], told[0])
+            return self._let_serve(lease, resource, child, go[1], told[0])
 
-    def _let_serve(self, lease: Lease, resource: Resource, child: Any, go: int, told: int) -> None:
+    def _let_serve(self, lease: Lease, resource: Resource, child: Any, go: int, told: int) -> Process:
         process = processes.read(child.pid)
         assert process  # we have not waited for it
         try:
@@ -78,6 +80,7 @@ class Accounts:
         except BaseException:
             child.kill()
             raise
+        return process
 
     def detach(self, resource: Resource) -> None:
         """End one gateway; one that has gone, or that never served, is fine. Raises WnodesError if it does not end."""
@@ -93,6 +96,18 @@ class Accounts:
         for pid, child in list(self._children.items()):
             if child.poll() is not None:
                 self._children.pop(pid, None)
+
+
+def name_of(account: Account, number: int) -> str:
+    """Of the gateway of an account's mount, in a journal."""
+    return f"{account.name}:{number}"
+
+
+def replaced(lease: Lease, account: Account, numbers: Sequence[int]) -> list[Resource]:
+    """The gateways that go before these mounts are served: their own, and all the account's if these are all it has."""
+    names = {name_of(account, number) for number in numbers}
+    known = of_account(lease, account.name)
+    return [each for each in known if len(names) == len(account.mounts) or each.name in names]
 
 
 def of_account(lease: Lease, name: str = "") -> list[Resource]:

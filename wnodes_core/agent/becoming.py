@@ -2,8 +2,9 @@
 
 Asked by the keeper on a connection of its own: ``{"op": "become", "lease", "token", "account"}``. We say what the
 account is and how many mounts it has; the keeper answers with that many open sockets, connected to spare ports of its
-VM, so that root follows no path of a user's; we start the gateways on them and say so. Every question is decided
-anew, by the lease's own record: neither uid nor mounts are ever the keeper's word.
+VM, so that root follows no path of a user's; we start the gateways on them and say so, with a pidfd of each, by which
+the keeper learns of their ends. ``only: [number]`` asks for some of the mounts anew, the others' gateways stay. Every
+question is decided anew, by the lease's own record: neither uid nor mounts are ever the keeper's word.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import stat
 from contextlib import suppress
 from typing import Any
 
-from wnodes_core.agent.accounts import of_account
+from wnodes_core import processes
+from wnodes_core.agent.accounts import of_account, replaced
 from wnodes_core.agent.daemon import Daemon, log
 from wnodes_core.agent.leases import Lease, State
 from wnodes_core.agent.protocol import Connection
 from wnodes_core.errors import BadRequest, LimitExceeded, RequestError, WnodesError
+from wnodes_core.model import Process
 from wnodes_core.policy_become import Account
 
 PORTS_S = 10.0  # for the keeper to connect to its own VM
@@ -43,9 +46,10 @@ class Becoming:
         self._under_way[lease.id] = self._under_way.get(lease.id, 0) + 1
         try:
             account = await self._decided(lease, message.get("account"))
-            await self._served(connection, lease, account)
-            await self._noted(lease, account)
-            await connection.send({"ok": True, "served": len(account.mounts)})
+            numbers = _numbers(account, message.get("only"))
+            gateways = await self._served(connection, lease, account, numbers)
+            await self._noted(lease, account, numbers if "only" in message else [])
+            await _told(connection, gateways)
         finally:
             self._under_way[lease.id] -= 1
             if not self._under_way[lease.id]:
@@ -76,42 +80,75 @@ class Becoming:
             raise
         return account
 
-    async def _served(self, connection: Connection, lease: Lease, account: Account) -> None:
+    async def _served(
+        self, connection: Connection, lease: Lease, account: Account, numbers: list[int]
+    ) -> list[Process]:
+        """The gateways, in the order of ``numbers``."""
         if account.mounts:
             connection.hold_back()
         if not await connection.send({"ok": True, "account": account.to_dict()}):
             raise RequestError("the keeper does not read")
-        fds = await connection.handed(len(account.mounts), PORTS_S) if account.mounts else []
+        fds = await connection.handed(len(numbers), PORTS_S) if account.mounts else []
         try:
             for fd in fds:
                 _check_port(fd)
-            if account.mounts:
-                await self._daemon.whole(self._started(lease, account, fds))
+            return await self._daemon.whole(self._started(lease, account, numbers, fds)) if fds else []
         finally:
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
 
-    async def _started(self, lease: Lease, account: Account, fds: list[int]) -> None:
+    async def _started(self, lease: Lease, account: Account, numbers: list[int], fds: list[int]) -> list[Process]:
         ports = [os.dup(fd) for fd in fds]  # the asker may be gone before a thread has used them
         try:
             async with lease.lock:
                 self._daemon.refuse_if_over(lease)
-                others = [each for each in of_account(lease) if each.data.get("account") != account.name]
-                if len(others) + len(ports) > lease.request.spare_mounts:
+                kept = len(of_account(lease)) - len(replaced(lease, account, numbers))
+                if kept + len(ports) > lease.request.spare_mounts:
                     raise LimitExceeded(
                         f"account {account.name!r}: its {len(ports)} mounts find no free port in the VM",
                         hint="become_ports in the policy says how many there are",
                     )
-                await self._daemon.slow(self._daemon.accounts.serve, lease, account, ports)
+                serve = self._daemon.accounts.serve
+                gateways: list[Process] = await self._daemon.slow(serve, lease, account, numbers, ports)
+                return gateways
         finally:
-            for port in ports:
-                os.close(port)
+            _close(ports)
 
-    async def _noted(self, lease: Lease, account: Account) -> None:
+    async def _noted(self, lease: Lease, account: Account, again: list[int]) -> None:
+        facts = {"uid": lease.job.uid, "account": account.name}
         if account.name not in lease.accounts:
             lease.accounts = {**lease.accounts, account.name: account.uid}
             await self._daemon.save(lease)
-            self._daemon.say(lease, "become", uid=lease.job.uid, account=account.name)
+            self._daemon.say(lease, "become", **facts)
+        elif again:
+            facts |= {"event": "again", "lease": lease.id, "job": lease.job.key}
+            log.warning("account %s: gateways of mounts %s served anew", account.name, again, extra=facts)
+
+
+def _numbers(account: Account, only: object) -> list[int]:
+    """Which of the account's mounts are asked for; all, if the keeper names none. Raises RequestError."""
+    all_of_it = range(len(account.mounts))
+    if only is None:
+        return list(all_of_it)
+    if isinstance(only, list) and only and all(type(each) is int and each in all_of_it for each in only):
+        return list(dict.fromkeys(only))
+    raise RequestError(f"account {account.name!r}: it has {len(all_of_it)} mounts, and those are not {str(only)[:70]}")
+
+
+async def _told(connection: Connection, gateways: list[Process]) -> None:
+    """The last word, with the end of each gateway: a file that is readable from then on."""
+    ends: list[int] = []
+    try:
+        for each in gateways:
+            end = processes.open_pidfd(each)
+            ends.append(os.eventfd(1) if end is None else end)  # it has come already
+        await connection.send({"ok": True, "served": len(ends)}, ends)
+    finally:
+        _close(ends)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _check_port(fd: int) -> None:
