@@ -14,6 +14,7 @@ from wnodes_core.journal import Journal, Resource
 from wnodes_core.model import Filesystem, Mount, Process, Vm
 from wnodes_core.plan import MOUNT_PORT, Plan
 from wnodes_core.ports import Nic
+from wnodes_core.processes import read
 from wnodes_core.threads import to_its_end
 
 _DEVICES = ("device", "plug")  # what a provider needs whose mounts are devices of the VM
@@ -77,6 +78,8 @@ class Mounts:
 
         Raises MountDenied, NoProvider, TransientError.
         """
+        if not await asyncio.to_thread(self._hook.wnodes_filesystems_plug, vm=vm, filesystems=()):
+            return  # this backend plugs none in: the next in the order serves
         made = await to_its_end(partial(self._equip_clone, hypervisor))
         if made and not await asyncio.to_thread(self._hook.wnodes_filesystems_plug, vm=vm, filesystems=made):
             raise NoProvider("no backend plugs file systems into this clone")
@@ -89,6 +92,9 @@ class Mounts:
             self._problems.update({index: [problem] for index in range(len(self._plan.mounts))})
             return ()
         try:
+            found = read(hypervisor.pid)
+            if found is None or found.started != hypervisor.started:
+                raise TransientError("the clone's hypervisor has gone")
             return self._equip(("plug",), memory)
         finally:
             os.close(memory)

@@ -7,7 +7,7 @@ import pwd
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from wnodes_core.model import Image, Mount, Process
 from wnodes_core.storage import devices, sshfs, virtiofs
 from wnodes_core.testing.storage_devices import BootWith, StorageDevices
 from wnodes_core.testing.storage_guest import Job
-from wnodes_core.tools import alive, spawn
+from wnodes_core.tools import alive, run, spawn
 
 pytestmark = pytest.mark.guest
 _SOON_S = 10.0
@@ -34,7 +34,7 @@ def boot_with(minimal_image: Image, ordinary_user: pwd.struct_passwd) -> BootWit
     return partial(booted, minimal_image, ordinary_user)
 
 
-class TestVirtiofs(StorageDevices):
+class Virtiofs(StorageDevices):
     provider, name = "wnodes_core.storage.virtiofs", "virtiofs"
 
     @property
@@ -67,14 +67,8 @@ class TestVirtiofs(StorageDevices):
         assert done.stderr.count(b"Read-only file system") >= 4, done
         assert ((home / "kept").read_text(), (home / "kept").stat().st_mode & 0o777) == ("kept\n", 0o644)
 
-    def victims(self, found: list[Process]) -> list[Process]:
-        """Which processes of the gateways die."""
-        return found
-
-    def test_a_gateway_that_dies_holds_nothing_up(
-        self, guest: Served, job: Job, home: Path, mounts: tuple[Mount, ...]
-    ) -> None:
-        """QEMU calls no second time: its files are gone for the job, which may hang on them; the rest goes on. Last here."""
+    def die(self, guest: Served, job: Job, home: Path, mounts: tuple[Mount, ...], victims: Callable[[], list[Process]]) -> None:
+        """QEMU calls no second time: its files are gone for the job, which may hang on them; the rest goes on."""
         log = home / "log"
         job("(while echo line; do sleep 0.02; done >log 2>/dev/null &)")
         deadline = time.monotonic() + _SOON_S
@@ -83,9 +77,8 @@ class TestVirtiofs(StorageDevices):
             time.sleep(0.05)
         found = gateways(guest)
         assert len(found) == len(mounts), found
-        victims = self.victims(found)
-        assert len(victims) == len(mounts), victims
-        for each in victims:
+        assert len(victims()) == len(mounts), victims()
+        for each in victims():
             os.kill(each.pid, signal.SIGKILL)
         while gateways(guest):
             assert time.monotonic() < deadline, "a server outlives who speaks for it"
@@ -94,7 +87,29 @@ class TestVirtiofs(StorageDevices):
         assert set(log.read_text().splitlines()) == {"line"}, "what was written is not corrupt"
 
 
-class TestVirtiofsInAClone(TestVirtiofs):
+class TestVirtiofs(Virtiofs):
+    def test_a_gateway_that_dies_holds_nothing_up(
+        self, guest: Served, job: Job, home: Path, mounts: tuple[Mount, ...]
+    ) -> None:
+        """Last here."""
+        self.die(guest, job, home, mounts, lambda: gateways(guest))
+
+
+# Whether a process of the user's may have another's memory, or its first 16 open files by pidfd_getfd(2).
+REACH = """
+import ctypes, os, sys
+pid = int(sys.argv[1])
+try:
+    os.open(f"/proc/{pid}/mem", os.O_RDWR)
+    print("memory")
+except PermissionError:
+    print("no memory")
+libc, pidfd = ctypes.CDLL(None), os.pidfd_open(pid)
+print([fd for fd in range(16) if libc.syscall(438, pidfd, fd, 0) >= 0])
+"""
+
+
+class TestVirtiofsInAClone(Virtiofs):
     """The same of a VM whose memory nobody shares: its gateways copy."""
 
     @pytest.fixture(scope="class")
@@ -103,9 +118,41 @@ class TestVirtiofsInAClone(TestVirtiofs):
         with template_of(minimal_image, ordinary_user) as template:
             yield partial(booted, minimal_image, ordinary_user, template=template)
 
-    def victims(self, found: list[Process]) -> list[Process]:
-        """Those that copy: their servers end with them."""
-        return [p for p in processes.table() if p.parent in {each.pid for each in found}]
+    def test_a_server_cannot_reach_the_vm_s_memory_through_who_copies(
+        self, guest: Served, ordinary_user: pwd.struct_passwd
+    ) -> None:
+        """It is the same user in the same namespace, speaks with the guest, and may fall to it."""
+        server, copier = gateways(guest)[0], copiers(guest)[0]
+        become = ["setpriv", f"--reuid={ordinary_user.pw_uid}", f"--regid={ordinary_user.pw_gid}", "--init-groups"]
+        enter = [*become, "nsenter", "--user", "--preserve-credentials", f"--target={server.pid}"]
+
+        def reach(pid: int) -> str:
+            return run([*enter, sys.executable, "-I", "-c", REACH, str(pid)]).text
+
+        assert reach(copier.pid) == "no memory\n[]\n"
+        beside = spawn([*enter, "sleep", "60"])
+        try:
+            while (processes.read(beside.pid).command or ("",))[0] != "sleep":  # type: ignore[union-attr]
+                time.sleep(0.01)
+            assert reach(beside.pid).startswith("memory\n[0, 1, 2"), "nobody could, so the test says nothing"
+        finally:
+            beside.kill()
+            beside.wait()
+        assert not [fd for fd in os.listdir(f"/proc/{server.pid}/fd") if "/mem" in os.readlink(f"/proc/{server.pid}/fd/{fd}")]
+        kept = Path(f"/proc/{server.pid}/status").read_text()
+        assert all(not int(line.split()[1], 16) >> 19 & 1 for line in kept.splitlines() if line[:3] == "Cap"), kept
+
+    def test_a_copier_that_dies_ends_its_server_and_holds_nothing_up(
+        self, guest: Served, job: Job, home: Path, mounts: tuple[Mount, ...]
+    ) -> None:
+        """Last here."""
+        self.die(guest, job, home, mounts, lambda: copiers(guest))
+
+
+def copiers(guest: Served) -> list[Process]:
+    """A child of each gateway."""
+    servers = {each.pid for each in gateways(guest)}
+    return [p for p in processes.table() if p.parent in servers]
 
 
 def gateways(guest: Served) -> list[Process]:

@@ -248,6 +248,33 @@ def test_what_is_no_message_ends_the_device_and_leaves_no_file_open(
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("far", [-1, SIZE - 16, 1 << 62])
+def test_a_queue_that_is_not_in_the_guests_memory_is_refused(
+    ram: Ram, qemu: tuple[socket.socket, vhost_guest.Guest], part: int, far: int
+) -> None:
+    ours, guest = qemu
+    ours.sendall(said(vhost_user.SET_VRING_NUM, struct.pack("=II", 0, RING)))
+    assert guest.listen()
+    places = [ram.place + DESCRIPTORS, ram.place + USED, ram.place + AVAILABLE]
+    ours.sendall(said(vhost_user.SET_VRING_ADDR, struct.pack("=IIQQQQ", 0, 0, *places, 0)))
+    assert guest.listen()
+    places[part] = ram.place + far
+    ours.sendall(said(vhost_user.SET_VRING_ADDR, struct.pack("=IIQQQQ", 0, 0, *places, 0)))
+    with pytest.raises(ValueError, match="want the guest's memory"):
+        guest.listen()
+
+
+def test_who_is_called_anew_looks_at_once(qemu: tuple[socket.socket, vhost_guest.Guest]) -> None:
+    """QEMU changes the fd when a guest moves an interrupt, and what was said to the old one may be lost."""
+    ours, guest = qemu
+    call = os.eventfd(0, os.EFD_NONBLOCK)
+    socket.send_fds(ours, [said(vhost_user.SET_VRING_CALL, struct.pack("=Q", 0))], [call])
+    assert guest.listen() and os.eventfd_read(call) == 1
+    for fd in (call, guest.rings[0].call):
+        os.close(fd)
+
+
 def test_a_queue_is_started_and_stopped(qemu: tuple[socket.socket, vhost_guest.Guest]) -> None:
     ours, guest = qemu
     fds = [os.eventfd(0) for _ in range(3)]
@@ -500,3 +527,65 @@ def test_what_is_answered_while_the_vm_is_paused_is_given_back_when_it_goes_on(
     os.eventfd_write(again, 1)
     assert list(answers(ram, 3)) == [0, 2, 4]
     os.close(again)
+
+
+def restart(copied: socket.socket, base: int) -> int:
+    """As QEMU does it once the VM, or its driver, goes on: the queue's new kick."""
+    copied.sendall(said(vhost_user.SET_VRING_BASE, struct.pack("=II", 0, base)))
+    kick = os.eventfd(0, os.EFD_NONBLOCK)
+    socket.send_fds(copied, [said(vhost_user.SET_VRING_KICK, struct.pack("=Q", 0))], [kick])
+    return kick
+
+
+def pause(copied: socket.socket) -> int:
+    copied.sendall(said(vhost_user.GET_VRING_BASE, struct.pack("=II", 0, 0)))
+    base: int = struct.unpack("=IIIII", copied.recv(100))[-1]
+    return base
+
+
+@as_root
+def test_what_waits_in_a_queue_that_goes_on_is_asked_without_a_kick(
+    ram: Ram, copied: socket.socket, server: Server
+) -> None:
+    put(ram, 0, GREETING)
+    os.eventfd_write(ram.ring.kick, 1)
+    answers(ram, 1)
+    stop(server.process.pid)
+    for number in (1, 2, 3):  # there are two slots
+        put(ram, number, fuse(LOOKUP, b"file\0", unique=number))
+    os.eventfd_write(ram.ring.kick, 1)
+    deadline = time.monotonic() + 10
+    while ram.ring.seen < 3:
+        assert time.monotonic() < deadline
+    assert pause(copied) == 3
+    os.kill(server.process.pid, signal.SIGCONT)
+    kick = restart(copied, 3)
+    assert sorted(answers(ram, 4)) == [0, 2, 4, 6]
+    os.close(kick)
+
+
+@as_root
+def test_a_guest_that_begins_anew_is_not_answered_what_it_asked_before(
+    ram: Ram, copied: socket.socket, server: Server
+) -> None:
+    """What was the answer's place is something else by now."""
+    put(ram, 0, GREETING)
+    os.eventfd_write(ram.ring.kick, 1)
+    answers(ram, 1)
+    stop(server.process.pid)
+    put(ram, 1, fuse(LOOKUP, b"file\0"))
+    os.eventfd_write(ram.ring.kick, 1)
+    deadline = time.monotonic() + 10
+    while ram.ring.seen < 2:
+        assert time.monotonic() < deadline
+    pause(copied)
+    ram.map[:DATA] = bytes(DATA)
+    ram.map[DATA : DATA + 4096] = b"x" * 4096
+    ram.put = 0
+    kick = restart(copied, 0)
+    os.kill(server.process.pid, signal.SIGCONT)
+    put(ram, 3, fuse(LOOKUP, b"file\0", unique=9))
+    os.eventfd_write(kick, 1)
+    assert list(answers(ram, 1)) == [6]
+    assert ram.map[DATA : DATA + 3 * 1024] == b"x" * 3 * 1024
+    os.close(kick)

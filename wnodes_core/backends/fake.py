@@ -151,6 +151,8 @@ def wnodes_disk_plug(vm: Vm, disk: Disk, fd: int) -> bool:
 @hookimpl
 def wnodes_filesystems_plug(vm: Vm, filesystems: tuple[Filesystem, ...]) -> bool:
     """Note in ``filesystems.json`` beside the VM what it is given."""
+    if not filesystems:
+        return True
     Path(vm.folder, "filesystems.json").write_text(json.dumps([asdict(each) for each in filesystems]))
     return True
 

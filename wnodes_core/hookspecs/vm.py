@@ -57,7 +57,7 @@ def wnodes_filesystems_plug(vm: Vm, filesystems: tuple[Filesystem, ...]) -> bool
     """Called once a clone runs, to give it file systems of the host as devices; its template has none.
 
     :param vm: as given to ``wnodes_vm_clone``, in the same process.
-    :param filesystems: whose gateways listen already. They go with the VM.
+    :param filesystems: whose gateways listen already; they go with the VM. None at all to ask whether it could be.
     :returns: True when they are plugged in, None if this backend plugs none into this VM.
     :raises TransientError: they could not be.
     """

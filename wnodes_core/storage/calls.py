@@ -18,7 +18,9 @@ _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000  # linux/fcntl.h
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 _RDONLY, _NOSUID, _NODEV = 1, 2, 4  # MOUNT_ATTR_*
 _MNT_DETACH = 2
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24  # linux/prctl.h
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER = 47, 3
+SYS_PTRACE = 19  # linux/capability.h
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "ppc64le": 203, "s390x": 217}
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 _ALLOW = 0x7FFF0000  # SECCOMP_RET_ALLOW
@@ -75,6 +77,17 @@ def change_root(folder: str) -> None:
 def die_with_parent() -> None:
     """Be killed when the thread that made us ends; who changes its credentials has to ask again."""
     checked(libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
+
+
+def hide() -> None:
+    """Let no process without CAP_SYS_PTRACE over us see our memory or open files; exec(2) ends that."""
+    checked(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def forgo(capability: int) -> None:
+    """Have what we become by exec(2) never hold a capability, unless it is root."""
+    checked(libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+    checked(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER, capability, 0, 0))
 
 
 def keep_capabilities(kept: Sequence[int]) -> None:

@@ -26,7 +26,6 @@ VERSION, REPLY = 1, 4
 GET_VRING_BASE, GET_QUEUE_NUM = 11, 17
 PROTOCOL_FEATURES, VERSION_1 = 1 << 30, 1 << 32
 _NEXT, _WRITE = 1, 2  # VIRTQ_DESC_F_*
-_NO_NOTIFY = 1  # VIRTQ_USED_F_*
 _START_TIMEOUT_S = 10.0
 
 _BASE = 1 << 32  # where the memory begins, for the back-end: any number but 0
@@ -133,8 +132,7 @@ class Queue:
 
     def kick(self) -> None:
         """Wake the back-end for what was handed over."""
-        if not struct.unpack_from("=H", self._memory, _USED)[0] & _NO_NOTIFY:
-            os.eventfd_write(self._kick, 1)
+        os.eventfd_write(self._kick, 1)
 
     def answers(self) -> Iterator[tuple[int, memoryview]]:
         """What the back-end has answered, in its order; an answer's slot is free again once the next one is asked for.

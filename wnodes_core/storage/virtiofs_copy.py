@@ -14,6 +14,7 @@ import select
 import socket
 import sys
 from contextlib import suppress
+from typing import NamedTuple
 
 from wnodes_core.storage import calls, vhost_guest, vhost_user, virtiofs_exec
 
@@ -25,13 +26,22 @@ _SLOTS, _SLOT_BYTES = 8, (1 << 20) + (16 << 10)
 _CALL_TIMEOUT_S = 30.0
 
 
+class Question(NamedTuple):
+    """A message under way: its queue in what life, its number there, where its answer goes."""
+
+    ring: vhost_guest.Ring
+    life: int
+    number: int
+    writing: vhost_guest.Parts
+
+
 class Copier:
     """Between a guest's queues and the server's."""
 
     def __init__(self, guest: vhost_guest.Guest, queue: vhost_user.Queue) -> None:
         self._guest, self._queue = guest, queue
-        self._asked: dict[int, tuple[vhost_guest.Ring, int, vhost_guest.Parts]] = {}  # by slot
-        self._held: list[tuple[vhost_guest.Ring, int, vhost_guest.Parts, bytes]] = []  # of a VM that is paused
+        self._asked: dict[int, Question] = {}  # by slot
+        self._held: list[tuple[Question, bytes]] = []  # of a VM that is paused
 
     def copy(self, server: socket.socket) -> None:
         """Until QEMU or the server has gone. Raises OSError, ValueError."""
@@ -66,35 +76,38 @@ class Copier:
                 slot = self._queue.free[-1]
                 length = self._guest.memory.gather(reading, self._queue.room(slot))
                 self._queue.submit(slot, length, sum(each for _, each in writing))
-                self._asked[slot] = ring, number, writing
+                self._asked[slot] = Question(ring, ring.life, number, writing)
         if len(self._asked) > before:
             self._queue.kick()
 
     def _answer(self) -> None:
         answered = set()
         for slot, answer in self._queue.answers():
-            ring, number, writing = self._asked.pop(slot)
-            if ring.kick < 0:
-                self._held.append((ring, number, writing, bytes(answer)))
-                continue
-            self._give(ring, number, writing, answer)
-            answered.add(ring)
+            question = self._asked.pop(slot)
+            if question.ring.kick < 0:
+                self._held.append((question, bytes(answer)))
+            elif self._give(question, answer):
+                answered.add(question.ring)
         for ring in answered:
             ring.interrupt()
 
-    def _give(self, ring: vhost_guest.Ring, number: int, writing: vhost_guest.Parts, answer: memoryview) -> None:
+    def _give(self, question: Question, answer: memoryview) -> bool:
+        ring, life, number, writing = question
+        if life != ring.life:
+            return False
         self._guest.memory.scatter(answer, writing)
         ring.give_back(number, len(answer))
+        return True
 
     def _resume(self) -> None:
-        """Answer what was answered while its queue stood still."""
+        """Answer what was answered while its queue stood still, and see what has been asked."""
         held, self._held = self._held, []
-        for ring, number, writing, answer in held:
-            if ring.kick < 0:
-                self._held.append((ring, number, writing, answer))
-                continue
-            self._give(ring, number, writing, memoryview(answer))
-            ring.interrupt()
+        for question, answer in held:
+            if question.ring.kick < 0:
+                self._held.append((question, answer))
+            elif self._give(question, memoryview(answer)):
+                question.ring.interrupt()
+        self._ask()
 
 
 def main(argv: list[str]) -> None:
@@ -114,6 +127,7 @@ def main(argv: list[str]) -> None:
         calls.die_with_parent()
         if os.getppid() != int(starter):  # it has gone already
             sys.exit("virtiofs: nobody is left to serve")
+        calls.forgo(calls.SYS_PTRACE)  # or it could, whatever its child says
         problems = os.dup(2)
         os.dup2(int(log), 2)
         for fd in (listener, memory, log):
@@ -131,6 +145,8 @@ def _child(server: int, ours: socket.socket, listener: int, memory: int, log: in
     """Live no longer than the server, and have no rights. Never returns."""
     code = 1
     try:
+        # The server is the user too, in the same namespace, and speaks with the guest: it must not read our MEMORY.
+        calls.hide()
         calls.die_with_parent()
         calls.keep_capabilities(())
         if os.getppid() == server:

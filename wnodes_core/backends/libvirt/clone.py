@@ -202,7 +202,8 @@ def plug_filesystems(name: str, filesystems: Sequence[Filesystem]) -> bool:
     monitor = _monitors.get(name)
     if monitor is None:
         return False
-    for chardev, device in devices.filesystem_orders(filesystems, _free_bus(monitor, name)):
+    bus = _free_bus(monitor, name) if filesystems else ""
+    for chardev, device in devices.filesystem_orders(filesystems, bus):
         monitor.ask("chardev-add", **chardev)
         monitor.ask("device_add", **device)
     return True
