@@ -19,7 +19,7 @@ from wnodes_core import lifecycle as lifecycle_module
 from wnodes_core import mounting
 from wnodes_core.api import hookimpl
 from wnodes_core.backends import fake
-from wnodes_core.errors import ImageError, RequestError
+from wnodes_core.errors import ImageError, NoProvider, RequestError
 from wnodes_core.files import remove_tree
 from wnodes_core.guest import identity
 from wnodes_core.journal import Journal
@@ -224,6 +224,8 @@ class Plugged:
     def wnodes_mount_attach(self, guest: dict[str, Any], provider: str) -> dict[str, Any] | None:
         if provider != "plugged":
             return None
+        if not guest["equipped"]:
+            raise NoProvider("no device")
         self.shown.append(guest["equipped"]["filesystem"]["tag"])
         return {"provider": "plugged", "process": None, "guest": [], "notice": ""}
 
@@ -246,7 +248,7 @@ def test_a_clones_mounts_are_plugged_in_at_once_by_who_sees_its_memory(stand: St
         told = json.loads((stand.folder / "filesystems.json").read_text())
         assert [each["tag"] for each in told] == ["t0", "t1"]
         assert provider.memory == [f"/proc/{running.process.pid}/mem".encode()] * 2
-        assert not [fd for fd in os.listdir("/proc/self/fd") if "/mem" in _link(fd)], "it stays open"
+        assert f"/proc/{running.process.pid}/mem" not in map(_link, os.listdir("/proc/self/fd")), "it stays open"
 
     assert stand.go(use) == []
     assert stand.trace.start.kind == "warm"
@@ -269,5 +271,5 @@ def test_where_nothing_can_be_plugged_in_the_vm_is_booted_with_it(stand: Stand) 
     with_plugged(stand, provider)
     works(stand)
     assert (stand.trace.start.kind, stand.trace.start.fallback) == ("cold", "NoProvider")
-    assert provider.memory[2:] == [None, None], "a VM that is booted shares its memory"
+    assert provider.memory == [None, None], "no gateway for a clone that takes none; a VM that is booted shares its memory"
     assert not (stand.folder / "filesystems.json").exists()

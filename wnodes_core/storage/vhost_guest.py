@@ -225,8 +225,9 @@ class Guest:
         elif kind == v.SET_VRING_ADDR:
             number, _, descriptors, used, available, _ = struct.unpack("=IIQQQQ", payload)
             ring = self.rings[number]
-            for place, length in ((descriptors, 16 * ring.size), (available, 4 + 2 * ring.size), (used, 4 + 8 * ring.size)):
-                self.memory.check(place, length)
+            self.memory.check(descriptors, 16 * ring.size)
+            self.memory.check(available, 4 + 2 * ring.size)
+            self.memory.check(used, 4 + 8 * ring.size)
             ring.descriptors, ring.used, ring.available = descriptors, used, available
         elif kind in (v.SET_VRING_NUM, v.SET_VRING_BASE, v.GET_VRING_BASE):
             number, value = struct.unpack("=II", payload)
