@@ -204,6 +204,9 @@ print(len(held), failed)
         program = Path(sys.modules[NfsClient.__module__].__file__ or "").read_text()
         program = program.replace("from __future__ import annotations\n", "")
 
+        both = ", ".join(f"NfsClient({NODE!r}, {FIRST + number}).server" for number in (0, 1))
+        assert len(set(site.real.python(f"{program}\nprint(*[{both}], sep=chr(10))").splitlines())) == 2, "one is not taken for the other"
+
         def attack(handles: list[str], uid: int = 0) -> str:
             words = {"program": program, "node": NODE, "port": FIRST, "uid": uid}
             return site.real.python(_ATTACK.format(handles=handles, **words))
