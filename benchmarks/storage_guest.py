@@ -113,7 +113,7 @@ def guest() -> Iterator[SharedGuest]:
 
 
 def _end(number: int, _: Any) -> None:
-    """NFS gateways outlive who started them, as they outlive a wnodesd: end them, undisturbed (timeout(1) tells twice)."""
+    """Let NFS gateways be ended, which outlive who started them, and let nobody disturb that: timeout(1) tells twice."""
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 
