@@ -113,7 +113,7 @@ def guest() -> Iterator[SharedGuest]:
 
 
 def _end(number: int, _: Any) -> None:
-    """Let NFS gateways be ended, which outlive who started them, and let nobody disturb that: timeout(1) tells twice."""
+    """Let NFS gateways be ended, which outlive who started them; nobody disturbs that (timeout(1) tells twice)."""
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 
