@@ -178,6 +178,12 @@ print(len(held), failed)
         assert held > 20 and failed > 20
         assert guest.run("cd /handed; cat 1; echo again >1; cat 1").stdout == b"again\n"
 
+    def test_a_lock_holds_on_the_host_too(self, job: Job, home: Path) -> None:
+        program = "import fcntl, time; f=open('held', 'w'); fcntl.flock(f, fcntl.LOCK_EX); open('/tmp/locked', 'w'); time.sleep(5)"
+        job(f'python3 -c "{program}" >/dev/null 2>&1 & until [ -e /tmp/locked ]; do sleep 0.05; done')
+        with open(home / "held", "r+b") as file, pytest.raises(BlockingIOError):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
     def test_whatever_uid_the_guest_claims_the_host_sees_the_job_s(self, site: Site, home: Path) -> None:
         for uid in (0, 1, 2, 60000):
             script = f"cd {home.parent}/it*; umask 0; echo by >by{uid}; chown 0:0 by{uid}"
