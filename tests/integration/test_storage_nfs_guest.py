@@ -61,7 +61,7 @@ class Site:
         """As wnodesd does it."""
         index = len(self.exports)
         export = Export(
-            lease="vm1", index=index, provider="nfs", source=mount.source, read_only=mount.read_only,
+            lease=f"vm{os.getpid()}", index=index, provider="nfs", source=mount.source, read_only=mount.read_only,
             uid=self.user.pw_uid, gid=self.user.pw_gid, groups=(self.user.pw_gid,), node=NODE, local=LOCAL,
             port=FIRST + index, folder="/run/wnodes-test/exports",
         )  # fmt: skip
@@ -178,6 +178,12 @@ print(len(held), failed)
         assert held > 20 and failed > 20
         assert guest.run("cd /handed; cat 1; echo again >1; cat 1").stdout == b"again\n"
 
+    def test_a_lock_holds_on_the_host_too(self, job: Job, home: Path) -> None:
+        program = "import fcntl, time; f=open('held', 'w'); fcntl.flock(f, fcntl.LOCK_EX); open('/tmp/locked', 'w'); time.sleep(5)"
+        job(f'python3 -c "{program}" >/dev/null 2>&1 & until [ -e /tmp/locked ]; do sleep 0.05; done')
+        with open(home / "held", "r+b") as file, pytest.raises(BlockingIOError):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
     def test_whatever_uid_the_guest_claims_the_host_sees_the_job_s(self, site: Site, home: Path) -> None:
         for uid in (0, 1, 2, 60000):
             script = f"cd {home.parent}/it*; umask 0; echo by >by{uid}; chown 0:0 by{uid}"
@@ -203,6 +209,9 @@ print(len(held), failed)
         """From guest root, by a client of its own; the handles that it cannot know are told it here."""
         program = Path(sys.modules[NfsClient.__module__].__file__ or "").read_text()
         program = program.replace("from __future__ import annotations\n", "")
+
+        both = ", ".join(f"NfsClient({NODE!r}, {FIRST + number}).server" for number in (0, 1))
+        assert len(set(site.real.python(f"{program}\nprint(*[{both}], sep=chr(10))").splitlines())) == 2, "one is not taken for the other"
 
         def attack(handles: list[str], uid: int = 0) -> str:
             words = {"program": program, "node": NODE, "port": FIRST, "uid": uid}
@@ -231,11 +240,13 @@ print(len(held), failed)
             (home / f"cold/{number}").write_text(f"{number}\n")
             os.chown(home / f"cold/{number}", site.user.pw_uid, -1)
         os.chown(home / "cold", site.user.pw_uid, -1)
-        said = job("cd cold; cat $(seq 0 19); stat -c %s 7")
+        look = "cd cold; ls; cat $(seq 0 19); stat -c %s 7"
+        said = job(look)
         for _ in range(2):
             Path("/proc/sys/vm/drop_caches").write_text("2")
-            assert job("cd cold; cat $(seq 0 19); stat -c %s 7") == said
-            time.sleep(2.5)  # attributes are believed that long
+            site.sh("echo 3 >/proc/sys/vm/drop_caches")
+            time.sleep(1.5)  # the server believes attributes for 1 s
+            assert job(look) == said
         Path("/proc/sys/vm/drop_caches").write_text("2")
         assert job("cd cold; echo more >>3; mv 4 four; cat 3 four; chmod 600 5") == "3\nmore\n4\n"
 

@@ -21,15 +21,17 @@ _MODULE = "wnodes_core.storage.nfs_serve"
 _PLUGINS = ("/usr/lib/ganesha", "/usr/lib64/ganesha", "/usr/lib/x86_64-linux-gnu/ganesha")
 _START_S = 45.0  # more than its parts may take together
 # All squashed, whoever the client is. No user's word is in it: numbers and addresses of ours only.
-# What the host itself does to the files is seen after a second and not after a minute, and one gateway is not taken
-# for another of the same host, which else says the same of itself and may hand out the same client's number.
+# What the host itself does to the files is seen after a second and not after a minute. Folders are read anew: what is
+# remembered of one would be asked for by handles, and whose name the kernel forgot is stale (nfs_handles): so were
+# whole listings. And one gateway is not taken for another of the same host, which else says the same of itself and
+# may hand out the same client's number.
 _CONFIG = """NFS_CORE_PARAM {{ NFS_Port = {port}; Protocols = 4; Enable_UDP = false; Enable_NLM = false;
     Enable_RQUOTA = false; fsid_device = true; }}
 NFS_KRB5 {{ Active_krb5 = false; }}
 NFSv4 {{ Graceless = true; RecoveryBackend = fs; Minor_Versions = 1,2; Delegations = false;
     Only_Numeric_Owners = true; Allow_Numeric_Owners = true;
     Server_Owner = "{node}:{port}"; Server_Scope = "{node}:{port}"; }}
-MDCACHE {{ Use_Getattr_Directory_Invalidation = true; }}
+MDCACHE {{ Dir_Chunk = 0; }}
 EXPORT {{ Export_Id = 1; Path = "{place}"; Pseudo = "/share"; Protocols = 4; Transports = TCP; SecType = sys;
     Attr_Expiration_Time = 1; Access_Type = NONE; Squash = All_Squash; Anonymous_Uid = {uid}; Anonymous_Gid = {gid};
     CLIENT {{ Clients = {local}; Access_Type = {access}; Squash = All_Squash;

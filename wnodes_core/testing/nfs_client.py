@@ -54,6 +54,7 @@ class Answer:
 class NfsClient:
     """One session; ``uid`` and ``gid`` are what it claims, which AUTH_SYS lets anybody.
 
+    ``server``: owner and scope, by which a client tells whether two addresses are one server (RFC 8881, 2.10.4).
     ``source_port``: where it calls from, 0 for any; some servers listen to root's (below 1024) only.
     """
 
@@ -76,6 +77,8 @@ class NfsClient:
         asked = name + opaque(b"attacker" + name) + struct.pack("!III", 0, 0, 0)
         found = self._call([(_EXCHANGE_ID, asked)])
         client, number = found.take(8), found.number()
+        found.take(8 + 8)  # flags and state protection (none), the minor part of the owner
+        self.server = (found.opaque(), found.opaque())
         channel = struct.pack("!IIIIIII", 0, 1 << 20, 1 << 20, 8192, 16, 4, 0)
         made = self._call([(_CREATE_SESSION, client + struct.pack("!II", number, 0) + channel * 2 + bytes(12))])
         self._session = made.take(16)
