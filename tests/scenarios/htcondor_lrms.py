@@ -1,5 +1,4 @@
-"""HTCondor: a real one, a partitionable slot of two cpus. The user's folder is mounted beside the sandbox,
-VMs are clones."""
+"""HTCondor: a real one, a partitionable slot of two cpus. The user's folder is mounted beside the sandbox, VMs are clones."""
 
 from __future__ import annotations
 

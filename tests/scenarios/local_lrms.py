@@ -68,7 +68,7 @@ class Local(Lrms):
         script.chmod(0o755)
         limit = ["timeout", str(ask.time_s)] if ask.time_s else []
         memory = ["--memory", f"{ask.memory_mib}M"] if ask.memory_mib else ["--memory", "512M"]
-        argv = [*limit, str(WNODES), "run", "-q", "--image", ask.image, "--start", ask.start, *memory, "--", str(script)]
+        argv = [*limit, str(WNODES), "run", "-q", "--image", ask.image, "--start", "cold", *memory, "--", str(script)]
         environ = {"HOME": self.user.pw_dir, "PATH": "/usr/bin:/bin", "WNODES_CONFIG": f"{self.folder}/wnodes.yaml"}
         groups = os.getgrouplist(self.user.pw_name, self.user.pw_gid)
         with (

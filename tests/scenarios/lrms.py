@@ -33,7 +33,7 @@ class Ask:
     memory_mib: int = 0
     count: int = 1
     image: str = IMAGE
-    start: str = "auto"  # or "cold": booted wherever it is
+    start: str = "auto"  # or "cold": booted, where the site would clone it
 
     def text(self, work: Path) -> str:
         """The script with its two variables."""

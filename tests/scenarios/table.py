@@ -17,6 +17,7 @@ HEAD = """\
 One suite, `tests/scenarios`, plays the same jobs in real VMs under every batch system. What each says of the job in its own
 words stands below; the suite compares that with what it sees, and fails where they differ
 (`WNODES_REGENERATE=1 scripts/test tests/scenarios` writes the page anew). LSF is a simulator of its protocol, all else is real.
+Under HTCondor and LSF the VMs are clones, but for "cancel booting"; under the other two they are booted.
 
 """
 TOOK = "Seconds, two emulated VMs at a time on two cores: "

@@ -80,7 +80,7 @@ def test_the_contract_sees_each_break(venv: Venv, tmp_path: Path) -> None:
         broken.write_text(changed)
         done = venv.run(
             venv.python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", seen_by, folder, check=False,
-            cwd=folder, PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1",
+            cwd=folder, PYTHONPATH=str(folder),
         )  # fmt: skip
         if done.returncode != 1 or not re.search(f"FAILED .*{seen_by}", done.stdout):
             unseen.append(f"{what}: {done.stdout[-300:]}")
@@ -112,7 +112,7 @@ def test_broken_packages_are_told_and_harm_nobody(venv: Venv, installed: Path, t
     for name, (source, _) in FAULTS.items():
         scaffold.write(f"bad{name}", "policy", tmp_path / name)
         (tmp_path / name / f"wnodes_bad{name}" / "plugin.py").write_text(source)
-        venv.install(tmp_path / name)
+    venv.install(*(tmp_path / name for name in FAULTS))
     try:
         found = venv.plugins()
         assert venv.run(venv.folder / "bin" / "wnodes", "plugins", check=False).returncode == 1
@@ -121,8 +121,7 @@ def test_broken_packages_are_told_and_harm_nobody(venv: Venv, installed: Path, t
             assert found[f"bad{name}"]["origin"] == f"wnodes-bad{name} 0.1.0"
         assert found["chem"]["problem"] == "" and found["wnodes_core.images.disks"]["problem"] == ""
     finally:
-        for name in FAULTS:
-            venv.uninstall(f"wnodes-bad{name}")
+        venv.uninstall(*(f"wnodes-bad{name}" for name in FAULTS))
 
 
 @pytest.mark.parametrize("name", ["", "core", "Flux", "a-b", "../x", "x" * 40, "1a"])

@@ -38,18 +38,18 @@ class Venv:
         assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done
 
-    def install(self, package: Path) -> None:
+    def install(self, *packages: Path) -> None:
         """As an admin would, without a network."""
         how = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-        self.run(self.python, "-m", "pip", "install", *how, package)
+        self.run(self.python, "-m", "pip", "install", *how, *packages)
 
-    def uninstall(self, name: str) -> None:
-        self.run(self.python, "-m", "pip", "uninstall", "--quiet", "--yes", name)
+    def uninstall(self, *names: str) -> None:
+        self.run(self.python, "-m", "pip", "uninstall", "--quiet", "--yes", *names)
 
     def test(self, folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run pytest in this venv."""
         argv = [self.python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", *words, folder]
-        return self.run(*argv, check=check, PYTHONDONTWRITEBYTECODE="1")
+        return self.run(*argv, check=check)
 
     def plugins(self) -> dict[str, dict[str, Any]]:
         """What ``wnodes plugins`` lists, by name."""
