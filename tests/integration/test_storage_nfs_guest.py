@@ -203,6 +203,19 @@ def test_forged_handles_lead_nowhere(site: Site) -> None:
     assert "GOT" not in attack([forged(real, old, host_handle("/etc/passwd")).hex()])
 
 
+def test_who_is_not_root_in_the_guest_gets_nothing_by_a_client_of_its_own(site: Site) -> None:
+    """All are squashed to the job's user: a second account in its VM would be that user."""
+    program = Path(sys.modules[NfsClient.__module__].__file__ or "").read_text().replace("from __future__ import annotations\n", "")
+    client = f"{program}\nclient = NfsClient({NODE!r}, {FIRST}, uid={site.user.pw_uid})"
+    own = site.guest.run("python3", "-c", f"{client}\nprint(client.handle('share', 'file').hex())").strip()
+    for ask, denied in (("client.handle('share', 'file')", 2), (f"client.read(bytes.fromhex({own!r}))", 13)):
+        script = f"{client}\ntry:\n    print('GOT', {ask})\nexcept NfsError as error:\n    print(error.code)"
+        assert "GOT" in site.guest.run("python3", "-c", script), "the attack itself works"
+        for uid in (60000, site.user.pw_uid):
+            become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+            assert site.guest.run(*become, "python3", "-c", script) == f"{denied}\n"
+
+
 def test_names_that_the_kernel_forgot_are_found_again(site: Site) -> None:
     (site.home / "cold").mkdir()
     for number in range(20):
