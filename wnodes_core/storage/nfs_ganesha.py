@@ -20,18 +20,17 @@ from wnodes_core.tools import clean_environment, kill, spawn, table
 _MODULE = "wnodes_core.storage.nfs_serve"
 _PLUGINS = ("/usr/lib/ganesha", "/usr/lib64/ganesha", "/usr/lib/x86_64-linux-gnu/ganesha")
 _START_S = 45.0  # more than its parts may take together
-# All squashed, whoever the client is; so only the guest's root may call, by a port of root's: a second account in the
-# guest, with a client of its own, would be the job's user. No user's word is in it: numbers and addresses of ours only.
+# All squashed, whoever the client is. No user's word is in it: numbers and addresses of ours only.
 _CONFIG = """NFS_CORE_PARAM {{ NFS_Port = {port}; Protocols = 4; Enable_UDP = false; Enable_NLM = false;
     Enable_RQUOTA = false; fsid_device = true; }}
 NFS_KRB5 {{ Active_krb5 = false; }}
 NFSv4 {{ Graceless = true; RecoveryBackend = fs; Minor_Versions = 1,2; Delegations = false;
     Only_Numeric_Owners = true; Allow_Numeric_Owners = true; }}
 EXPORT {{ Export_Id = 1; Path = "{place}"; Pseudo = "/share"; Protocols = 4; Transports = TCP; SecType = sys;
-    Access_Type = NONE; Squash = All_Squash; Anonymous_Uid = {uid}; Anonymous_Gid = {gid}; PrivilegedPort = true;
-    CLIENT {{ Clients = {local}; Access_Type = {access}; Squash = All_Squash; PrivilegedPort = true;
-        Anonymous_Uid = {uid}; Anonymous_Gid = {gid}; }}
-    FSAL {{ Name = VFS; }} }}
+    Access_Type = NONE; Squash = All_Squash; Anonymous_Uid = {uid}; Anonymous_Gid = {gid};
+    CLIENT {{ Clients = {local}; Access_Type = {access}; Squash = All_Squash;
+        Anonymous_Uid = {uid}; Anonymous_Gid = {gid}; PrivilegedPort = true; }}
+    PrivilegedPort = true; FSAL {{ Name = VFS; }} }}
 """
 
 _started: dict[str, Any] = {}  # Popen of this process, by the export's name: whoever started it reaps it
@@ -47,7 +46,10 @@ def problem() -> str:
 
 
 def config(export: Export, place: str) -> str:
-    """The server's configuration; ``place`` is where its root has the folder."""
+    """The server's configuration; ``place`` is where its root has the folder.
+
+    As all are squashed, only guest root may call, by a port of root's: a second account there would be the job's user.
+    """
     access = "RO" if export.read_only else "RW"
     return _CONFIG.format(
         port=export.port, uid=export.uid, gid=export.gid, local=export.local, access=access, place=place
