@@ -234,6 +234,21 @@ print(len(held), failed)
         # Through /etc of the host, which the gateway's own root does not show.
         assert "GOT" not in attack([forged(real, old, host_handle("/etc/passwd")).hex()])
 
+    def test_who_is_not_root_in_the_guest_gets_nothing_by_a_client_of_its_own(self, site: Site, home: Path) -> None:
+        """All are squashed to the job's user: a second account in its VM would be that user."""
+        (home / "file").write_text("of the job")
+        os.chown(home / "file", site.user.pw_uid, site.user.pw_gid)
+        program = Path(sys.modules[NfsClient.__module__].__file__ or "").read_text()
+        program = program.replace("from __future__ import annotations\n", "")
+        client = f"{program}\nclient = NfsClient({NODE!r}, {FIRST}, uid={site.user.pw_uid})"
+        own = site.real.python(f"{client}\nprint(client.handle('share', 'file').hex())").strip()
+        for ask, denied in (("client.handle('share', 'file')", 2), (f"client.read(bytes.fromhex({own!r}))", 13)):
+            script = f"{client}\ntry:\n    print('GOT', {ask})\nexcept NfsError as error:\n    print(error.code)"
+            assert "GOT" in site.real.python(script), "the attack itself works"
+            for uid in (60000, site.user.pw_uid):
+                become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+                assert site.real.run(*become, "python3", "-c", script) == f"{denied}\n"
+
     def test_names_that_the_kernel_forgot_are_found_again(self, site: Site, job: Job, home: Path) -> None:
         (home / "cold").mkdir()
         for number in range(20):

@@ -178,7 +178,7 @@ def test_nothing_of_a_user_s_is_in_the_server_s_configuration() -> None:
     assert text == nfs_ganesha.config(replace(EXPORT, source=NASTY), "/p")
     assert "Anonymous_Uid = 1001; Anonymous_Gid = 1002;" in text and f"Clients = {LOCAL}; Access_Type = RW" in text
     assert "Access_Type = RO" in nfs_ganesha.config(replace(EXPORT, read_only=True), "/p")
-    assert text.count("All_Squash") == 2 and text.count("Access_Type = NONE") == 1
+    assert text.count("All_Squash") == text.count("PrivilegedPort = true") == 2 and text.count("Access_Type = NONE") == 1
 
 
 def test_the_guest_mounts_by_version_4_with_a_patience(tmp_path: Path) -> None:

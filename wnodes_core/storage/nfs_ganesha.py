@@ -35,8 +35,8 @@ MDCACHE {{ Dir_Chunk = 0; }}
 EXPORT {{ Export_Id = 1; Path = "{place}"; Pseudo = "/share"; Protocols = 4; Transports = TCP; SecType = sys;
     Attr_Expiration_Time = 1; Access_Type = NONE; Squash = All_Squash; Anonymous_Uid = {uid}; Anonymous_Gid = {gid};
     CLIENT {{ Clients = {local}; Access_Type = {access}; Squash = All_Squash;
-        Anonymous_Uid = {uid}; Anonymous_Gid = {gid}; }}
-    FSAL {{ Name = VFS; }} }}
+        Anonymous_Uid = {uid}; Anonymous_Gid = {gid}; PrivilegedPort = true; }}
+    PrivilegedPort = true; FSAL {{ Name = VFS; }} }}
 """
 
 _started: dict[str, Any] = {}  # Popen of this process, by the export's name: whoever started it reaps it
@@ -52,7 +52,10 @@ def problem() -> str:
 
 
 def config(export: Export, place: str) -> str:
-    """The server's configuration; ``place`` is where its root has the folder."""
+    """The server's configuration; ``place`` is where its root has the folder.
+
+    As all are squashed, only guest root may call, by a port of root's: a second account there would be the job's user.
+    """
     access = "RO" if export.read_only else "RW"
     told = {name: getattr(export, name) for name in ("node", "port", "uid", "gid", "local")}
     return _CONFIG.format(access=access, place=place, **told)

@@ -5,7 +5,9 @@ A kernel's client asks only for handles that it was given. This one asks for wha
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 import socket
 import struct
 from typing import Any
@@ -51,17 +53,30 @@ class Answer:
         return self.take(self.number())
 
 
+def _connected(address: str, port: int, timeout_s: float, source_port: int) -> socket.socket:
+    if source_port or os.geteuid():
+        return socket.create_connection((address, port), timeout_s, ("", source_port))
+    for own in random.sample(range(665, 1024), 20):
+        try:
+            return socket.create_connection((address, port), timeout_s, ("", own))
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+    raise OSError(errno.EADDRINUSE, "no port of root's is free")
+
+
 class NfsClient:
     """One session; ``uid`` and ``gid`` are what it claims, which AUTH_SYS lets anybody.
 
     ``server``: owner and scope, by which a client tells whether two addresses are one server (RFC 8881, 2.10.4).
-    ``source_port``: where it calls from, 0 for any; some servers listen to root's (below 1024) only.
+    ``source_port``: where it calls from, 0 for any, which is one of root's (below 1024) if we are root: as a kernel's
+    client calls, and some servers listen to no other.
     """
 
     def __init__(
         self, address: str, port: int, *, uid: int = 0, gid: int = 0, timeout_s: float = 15.0, source_port: int = 0
     ) -> None:
-        self._socket = socket.create_connection((address, port), timeout_s, ("", source_port))
+        self._socket = _connected(address, port, timeout_s, source_port)
         self._who = (uid, gid)
         self._xid = 1
         self._sequence = 0
