@@ -280,7 +280,7 @@ def test_an_end_while_the_vm_starts_waits_for_it_so_that_the_undo_sees_it(tmp_pa
         return processes.read(os.getpid())
 
     async def end_meanwhile():
-        task = asyncio.ensure_future(lifecycle._to_its_end(lambda: slow_start(SimpleNamespace(name="v"))))
+        task = asyncio.ensure_future(to_its_end(lambda: slow_start(SimpleNamespace(name="v"))))
         await asyncio.to_thread(begun.wait, 10)
         task.cancel()
         asyncio.get_running_loop().call_later(0.05, finish.set)
