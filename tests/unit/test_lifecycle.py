@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from wnodes_core import lifecycle, processes
+from wnodes_core import processes
 from wnodes_core.api import hookimpl
 from wnodes_core.backends import fake
 from wnodes_core.errors import BootTimeout, ChannelLost, GuestPanic, HostError, NoProvider, TransientError, WnodesError
@@ -24,6 +24,7 @@ from wnodes_core.journal import Journal, Resource
 from wnodes_core.lifecycle import Lifecycle, Running
 from wnodes_core.model import Mount, Trace
 from wnodes_core.plugins import Plugins
+from wnodes_core.threads import to_its_end
 from wnodes_core.undoing import undo_one
 
 sys.path.insert(0, str(Path(__file__).parent))
