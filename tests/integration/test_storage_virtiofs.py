@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Virtiofs(StorageDevices):
     def test_the_gateways_mounts_are_sealed(self, guest: Served, mounts: tuple[Mount, ...]) -> None:
         """What a hostile guest may ask of its gateway without its own kernel between: the host's kernel has the last word."""
         seals = []
-        for each in gateways(guest):
+        for each in servers(guest):
             seen = [line.split() for line in Path(f"/proc/{each.pid}/mountinfo").read_text().splitlines()]
             seals += [set(words[5].split(",")) for words in seen if words[4] == ("/tmp" if self.root_is_the_user else "/")]
             assert not [words[4] for words in seen if words[4] in ("/home", "/var", "/sys", "/proc")]
@@ -67,20 +68,23 @@ class Virtiofs(StorageDevices):
         assert done.stderr.count(b"Read-only file system") >= 4, done
         assert ((home / "kept").read_text(), (home / "kept").stat().st_mode & 0o777) == ("kept\n", 0o644)
 
-    def die(self, guest: Served, job: Job, home: Path, mounts: tuple[Mount, ...], victims: Callable[[], list[Process]]) -> None:
-        """QEMU calls no second time: its files are gone for the job, which may hang on them; the rest goes on."""
+    def writes_a_log(self, job: Job, home: Path) -> Path:
+        """The job writes line after line, until it cannot any more, and says then what it was told."""
         log = home / "log"
-        job("(while echo line; do sleep 0.02; done >log 2>/dev/null &)")
+        job("(while echo line; do sleep 0.02; done >log 2>/tmp/said; echo over >>/tmp/said) >/dev/null 2>&1 &")
         deadline = time.monotonic() + _SOON_S
         while not (log.exists() and log.stat().st_size):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        found = gateways(guest)
-        assert len(found) == len(mounts), found
-        assert len(victims()) == len(mounts), victims()
-        for each in victims():
+        return log
+
+    def holds_nothing_up(self, guest: Served, victims: list[Process], mounts: tuple[Mount, ...], log: Path) -> None:
+        """QEMU calls no second time: its files are gone for the job, which may hang on them; the rest goes on."""
+        assert len(victims) == len(mounts), victims
+        for each in victims:
             os.kill(each.pid, signal.SIGKILL)
-        while gateways(guest):
+        deadline = time.monotonic() + _SOON_S
+        while servers(guest):
             assert time.monotonic() < deadline, "a server outlives who speaks for it"
             time.sleep(0.05)
         assert guest.run(f"(timeout 5 ls '{mounts[1].target}' >/dev/null 2>&1 &) ; echo on").stdout == b"on\n"
@@ -92,7 +96,7 @@ class TestVirtiofs(Virtiofs):
         self, guest: Served, job: Job, home: Path, mounts: tuple[Mount, ...]
     ) -> None:
         """Last here."""
-        self.die(guest, job, home, mounts, lambda: gateways(guest))
+        self.holds_nothing_up(guest, servers(guest), mounts, self.writes_a_log(job, home))
 
 
 # Whether a process of the user's may have another's memory, or its first 16 open files by pidfd_getfd(2).
@@ -122,7 +126,7 @@ class TestVirtiofsInAClone(Virtiofs):
         self, guest: Served, ordinary_user: pwd.struct_passwd
     ) -> None:
         """It is the same user in the same namespace, speaks with the guest, and may fall to it."""
-        server, copier = gateways(guest)[0], copiers(guest)[0]
+        server, copier = servers(guest)[0], copiers(guest)[0]
         become = ["setpriv", f"--reuid={ordinary_user.pw_uid}", f"--regid={ordinary_user.pw_gid}", "--init-groups"]
         enter = [*become, "nsenter", "--user", "--preserve-credentials", f"--target={server.pid}"]
 
@@ -142,23 +146,47 @@ class TestVirtiofsInAClone(Virtiofs):
         kept = Path(f"/proc/{server.pid}/status").read_text()
         assert all(not int(line.split()[1], 16) >> 19 & 1 for line in kept.splitlines() if line[:3] == "Cap"), kept
 
+    def test_a_server_that_dies_is_an_error_at_once(self, guest: Served, job: Job, home: Path, top: Path) -> None:
+        """As a mount by sshfs: never a process that hangs. Those of other mounts go on."""
+        log = self.writes_a_log(job, home)
+        before = len(copiers(guest))
+        root = "/tmp" if self.root_is_the_user else "/"
+        (victim,) = [each for each in servers(guest) if _serves(each, root, "log", writable=True)]
+        os.kill(victim.pid, signal.SIGKILL)
+        there = shlex.quote(str(home))
+        said = job(f"ls {there}; echo more >{there}/more; cat {there}/log", code=1, cwd="/")
+        assert said.count("Transport endpoint is not connected") == 3, said
+        assert guest.run("until grep over /tmp/said; do sleep 0.1; done; cat /tmp/said").stdout.count(b"not connected") == 1
+        assert guest.run("cat /data/ro/log >/dev/null && echo on").stdout == b"on\n", "another mount of the same folder"
+        assert set(log.read_text().splitlines()) == {"line"}, "what was written is not corrupt"
+        assert len(copiers(guest)) == before - 1, "of servers that live"
+
     def test_a_copier_that_dies_ends_its_server_and_holds_nothing_up(
-        self, guest: Served, job: Job, home: Path, mounts: tuple[Mount, ...]
+        self, guest: Served, mounts: tuple[Mount, ...], home: Path
     ) -> None:
         """Last here."""
-        self.die(guest, job, home, mounts, lambda: copiers(guest))
+        self.holds_nothing_up(guest, copiers(guest), mounts[1:], home / "log")
+
+
+def _serves(server: Process, root: str, name: str, *, writable: bool) -> bool:
+    """Whether its share, which it has at ``root``, holds such a file, and may be written to."""
+    seen = [line.split() for line in Path(f"/proc/{server.pid}/mountinfo").read_text().splitlines()]
+    sealed = any("ro" in words[5].split(",") for words in seen if words[4] == root)
+    return os.path.exists(f"/proc/{server.pid}/root{root}/{name}") and sealed != writable
+
+
+def servers(guest: Served) -> list[Process]:
+    """Those of one VM, children of its keeper or of who copies for them."""
+    server, keeper = virtiofs.find_server(), guest.real.process.pid
+    everybody = {each.pid: each for each in processes.table()}
+    found = [each for each in everybody.values() if each.command[:1] == (server,) and each.parent in everybody]
+    return [each for each in found if keeper in (each.parent, everybody[each.parent].parent)]
 
 
 def copiers(guest: Served) -> list[Process]:
-    """A child of each gateway."""
-    servers = {each.pid for each in gateways(guest)}
-    return [p for p in processes.table() if p.parent in servers]
-
-
-def gateways(guest: Served) -> list[Process]:
-    """Those of one VM: children of its keeper."""
-    server = virtiofs.find_server()
-    return [p for p in processes.table() if p.command[:1] == (server,) and p.parent == guest.real.process.pid]
+    """Who copies for servers that live."""
+    parents = {each.parent for each in servers(guest)} - {guest.real.process.pid}
+    return [each for each in processes.table() if each.pid in parents]
 
 
 STARTER = """

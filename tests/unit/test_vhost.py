@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import select
@@ -27,7 +28,7 @@ SIZE = 1 << 20
 RING = 8
 DESCRIPTORS, AVAILABLE, USED, DATA = 0, 0x1000, 0x2000, 0x4000
 NEXT, WRITE, INDIRECT = 1, 2, 4
-INIT, LOOKUP, READ, GETATTR = 26, 1, 15, 3
+INIT, LOOKUP, FORGET, GETATTR = 26, 1, 2, 3
 ROOT = 1
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="a server that is not confined wants root")
 
@@ -482,8 +483,8 @@ def copied(ram: Ram, qemu: tuple[socket.socket, vhost_guest.Guest], server: Serv
     ours, guest = qemu
     ram.ring.kick, ram.ring.call = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0)
     guest.rings = [ram.ring]
-    copier = virtiofs_copy.Copier(guest, vhost_user.Queue(server.wire, 1, 2, 8192))
-    copying = threading.Thread(target=copier.copy, args=(server.wire,))
+    copier = virtiofs_copy.Copier(guest, vhost_user.Queue(server.wire, 1, 2, 8192), server.wire)
+    copying = threading.Thread(target=copier.copy)
     copying.start()
     yield ours
     ours.close()
@@ -589,3 +590,29 @@ def test_a_guest_that_begins_anew_is_not_answered_what_it_asked_before(
     assert list(answers(ram, 1)) == [6]
     assert ram.map[DATA : DATA + 3 * 1024] == b"x" * 3 * 1024
     os.close(kick)
+
+
+@as_root
+def test_once_the_server_has_died_all_is_refused_at_once(ram: Ram, copied: socket.socket, server: Server) -> None:
+    put(ram, 0, GREETING)
+    os.eventfd_write(ram.ring.kick, 1)
+    answers(ram, 1)
+    stop(server.process.pid)
+    for number in (1, 2):  # under way
+        put(ram, number, fuse(LOOKUP, b"file\0", unique=10 + number))
+    os.eventfd_write(ram.ring.kick, 1)
+    deadline = time.monotonic() + 10
+    while ram.ring.seen < 3:
+        assert time.monotonic() < deadline
+    server.process.kill()
+    refused = {number: (16, -errno.ENOTCONN, 10 + number // 2) for number in (2, 4)}
+    found = answers(ram, 3)
+    assert {number: struct.unpack("=IiQ", found[number]) for number in refused} == refused
+    forget = fuse(FORGET, bytes(8))
+    ram.map[0x3000 : 0x3000 + len(forget)] = forget
+    ram.describe(7, GUEST + 0x3000, len(forget))
+    ram.offer(7)
+    put(ram, 0, fuse(GETATTR, bytes(16), unique=13))
+    os.eventfd_write(ram.ring.kick, 1)
+    assert struct.unpack("=IiQ", answers(ram, 5)[0]) == (16, -errno.ENOTCONN, 13)
+    assert (7, 0) in ram.used(), "what wants no answer is given back all the same"

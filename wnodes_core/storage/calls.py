@@ -18,6 +18,7 @@ _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000  # linux/fcntl.h
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 _RDONLY, _NOSUID, _NODEV = 1, 2, 4  # MOUNT_ATTR_*
 _MNT_DETACH = 2
+_NEWNS = 0x20000  # linux/sched.h
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24  # linux/prctl.h
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER = 47, 3
 SYS_PTRACE = 19  # linux/capability.h
@@ -64,6 +65,11 @@ def attach(tree: int, path: str) -> None:
     """Mount it at a path; ``tree`` is closed."""
     call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(path), _MOVE_MOUNT_F_EMPTY_PATH)
     os.close(tree)
+
+
+def unshare_mounts() -> None:
+    """Have a mount namespace of our own, a copy of the one before."""
+    checked(libc.unshare(_NEWNS))
 
 
 def change_root(folder: str) -> None:

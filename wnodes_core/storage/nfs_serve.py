@@ -18,7 +18,7 @@ from pathlib import Path
 
 from wnodes_core.storage import calls, confine, nfs_handles, nfs_source
 
-_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 1 << 18
+_MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
 _PR_CAPBSET_DROP = 24  # linux/prctl.h
 # Measured with each left out: what ganesha makes it makes as the job's user (SETUID, SETGID); what is there it opens
 # by its handle, as root, after it has judged the user's right itself (DAC_READ_SEARCH, DAC_OVERRIDE, FOWNER). Its
@@ -68,7 +68,7 @@ def _own_root(share: int, place: str) -> None:
     trees = {path: calls.clone(path) for path in (*_SYSTEM, "/proc") if path not in links and os.path.isdir(path)}
     files = {path: Path(path).read_bytes() for path in _FILES if os.path.exists(path)}
     devices = {path: calls.clone(path) for path in _DEVICES}
-    calls.checked(calls.libc.unshare(_NEWNS))
+    calls.unshare_mounts()
     calls.checked(calls.libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
     calls.checked(calls.libc.mount(b"none", _ROOT.encode(), b"tmpfs", 0, b"mode=755,size=16m"))
     # The share comes first: of several mounts of one file system ganesha takes the first for the file system's own.

@@ -22,7 +22,7 @@ from wnodes_core.errors import HostError, NoProvider
 from wnodes_core.storage import devices, vhost_user, virtiofs_copy
 from wnodes_core.storage.sshfs import end_gateway, note_gateway
 from wnodes_core.storage.virtiofs_exec import PLACE
-from wnodes_core.tools import run, spawn
+from wnodes_core.tools import kill, run, spawn, table
 
 wnodes_api = 1
 NAME = "virtiofs"
@@ -92,10 +92,21 @@ def wnodes_mount_detach(attachment: dict[str, Any]) -> bool | None:
         return None
     if attachment.get("process") is None:  # the guest's half of it: the device has its own entry
         return True
-    ended = end_gateway(attachment)
+    servers = _children(attachment["process"])
+    end_gateway(attachment)
+    for each in servers:  # one that copies has its server with it, unless that one's file system hangs
+        if not kill(each):
+            raise HostError(f"virtiofsd {each.pid} does not end", hint="its file system hangs: see the kernel log")
     with suppress(OSError):
         os.unlink(attachment["filesystem"]["source"])  # nobody calls twice
-    return ended
+    return True
+
+
+def _children(gateway: dict[str, int]) -> list[Process]:
+    everybody = table()
+    if not any((each.pid, each.started) == (gateway["pid"], gateway["started"]) for each in everybody):
+        return []
+    return [each for each in everybody if each.parent == gateway["pid"]]
 
 
 def _start_gateway(mount: Mount, path: str, memory: int | None) -> Process:

@@ -1,17 +1,20 @@
-"""Becomes virtiofsd for a VM that shares no memory, with a child between them that copies.
+"""The gateway of a VM that shares no memory: copies between its device and a virtiofsd, our child.
 
 ``virtiofs_copy STARTER LISTENER MEMORY LOG ro|rw SOURCE SERVER [ARGUMENT…]``, called by unshare(1) in a fresh user
 and mount namespace as ``virtiofs_exec`` is, and like that bound to die with STARTER. QEMU calls at LISTENER as it
-would call virtiofsd; MEMORY is its /proc/PID/mem, open. What the guest asks of its device the child copies into a
-queue of our own (``vhost_user``), at whose other end virtiofsd is, and the answers back: for each message one copy
-more than with shared memory, on the host, where it is cheap. The server's ARGUMENTs name its own socket ``SERVER_FD``.
+would call virtiofsd; MEMORY is its /proc/PID/mem, open. What the guest asks of its device is copied into a queue of
+our own (``vhost_user``), at whose other end virtiofsd is, and the answers back: for each message one copy more than
+with shared memory, on the host, where it is cheap. Once the server has died every question is answered with ENOTCONN.
+The server's ARGUMENTs name its own socket ``SERVER_FD``.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
+import struct
 import sys
 from contextlib import suppress
 from typing import NamedTuple
@@ -38,31 +41,34 @@ class Question(NamedTuple):
 class Copier:
     """Between a guest's queues and the server's."""
 
-    def __init__(self, guest: vhost_guest.Guest, queue: vhost_user.Queue) -> None:
-        self._guest, self._queue = guest, queue
+    def __init__(self, guest: vhost_guest.Guest, queue: vhost_user.Queue, server: socket.socket) -> None:
+        self._guest, self._queue, self._server = guest, queue, server
+        self._dead = False  # the server
         self._asked: dict[int, Question] = {}  # by slot
         self._held: list[tuple[Question, bytes]] = []  # of a VM that is paused
+        self._answered: set[vhost_guest.Ring] = set()  # queues with answers that the guest was not told of
 
-    def copy(self, server: socket.socket) -> None:
-        """Until QEMU or the server has gone. Raises OSError, ValueError."""
-        qemu = self._guest.qemu.fileno()
+    def copy(self) -> None:
+        """Until QEMU has gone. Raises OSError, ValueError."""
+        qemu, server = self._guest.qemu.fileno(), self._server.fileno()
         while True:
             kicks = [ring.kick for ring in self._guest.rings if ring.kick >= 0]
             waiting = select.poll()
-            for fd in (self._queue.call, server.fileno(), qemu, *kicks):
+            for fd in (qemu, *kicks, *(() if self._dead else (self._queue.call, server))):
                 waiting.register(fd, select.POLLIN)
             ready: set[int] = set()
-            while qemu not in ready:  # which may give us other queues
+            while qemu not in ready and server not in ready:  # what changes for whom we wait
                 ready = {fd for fd, _ in waiting.poll()}
-                if server.fileno() in ready:
-                    return
                 for fd in ready.intersection(kicks):
                     with suppress(BlockingIOError):
                         os.eventfd_read(fd)
                 if self._queue.call in ready:
                     self._answer()
                 self._ask()
-            if not self._guest.listen():
+                self._interrupt()
+            if server in ready:
+                self._mourn()
+            if qemu in ready and not self._guest.listen():
                 return
             self._resume()
 
@@ -72,100 +78,120 @@ class Copier:
         for ring in self._guest.rings:
             if ring.kick < 0:
                 continue
-            for number, reading, writing in ring.messages(len(self._queue.free)):
-                slot = self._queue.free[-1]
+            for number, reading, writing in ring.messages(ring.size if self._dead else len(self._queue.free)):
+                slot = 0 if self._dead else self._queue.free[-1]
                 length = self._guest.memory.gather(reading, self._queue.room(slot))
+                question = Question(ring, ring.life, number, writing)
+                if self._dead:
+                    self._refuse(slot, question)
+                    continue
                 self._queue.submit(slot, length, sum(each for _, each in writing))
-                self._asked[slot] = Question(ring, ring.life, number, writing)
+                self._asked[slot] = question
         if len(self._asked) > before:
             self._queue.kick()
 
     def _answer(self) -> None:
-        answered = set()
         for slot, answer in self._queue.answers():
-            question = self._asked.pop(slot)
-            if question.ring.kick < 0:
-                self._held.append((question, bytes(answer)))
-            elif self._give(question, answer):
-                answered.add(question.ring)
-        for ring in answered:
-            ring.interrupt()
+            self._give(self._asked.pop(slot), answer)
 
-    def _give(self, question: Question, answer: memoryview) -> bool:
+    def _give(self, question: Question, answer: memoryview) -> None:
         ring, life, number, writing = question
-        if life != ring.life:
-            return False
-        self._guest.memory.scatter(answer, writing)
-        ring.give_back(number, len(answer))
-        return True
+        if ring.kick < 0:
+            self._held.append((question, bytes(answer)))
+        elif life == ring.life:
+            self._guest.memory.scatter(answer, writing)
+            ring.give_back(number, len(answer))
+            self._answered.add(ring)
+
+    def _interrupt(self) -> None:
+        while self._answered:
+            self._answered.pop().interrupt()
+
+    def _mourn(self) -> None:
+        """The server has gone: give back what it answered, and refuse all else, from now on."""
+        self._answer()
+        self._dead = True
+        for slot, question in self._asked.items():
+            self._refuse(slot, question)
+        self._asked.clear()
+
+    def _refuse(self, slot: int, question: Question) -> None:
+        """Answer the message of a slot as a mount whose server has ended (struct fuse_out_header)."""
+        answer = struct.pack("=Ii", 16, -errno.ENOTCONN) + bytes(self._queue.room(slot)[8:16])
+        self._give(question, memoryview(answer if question.writing else b""))
 
     def _resume(self) -> None:
         """Answer what was answered while its queue stood still, and see what has been asked."""
         held, self._held = self._held, []
         for question, answer in held:
-            if question.ring.kick < 0:
-                self._held.append((question, answer))
-            elif self._give(question, memoryview(answer)):
-                question.ring.interrupt()
+            self._give(question, memoryview(answer))
         self._ask()
+        self._interrupt()
 
 
 def main(argv: list[str]) -> None:
-    """Becomes the server; a child of its copies, and ends with it as it does with QEMU. Raises OSError."""
+    """Ends with QEMU. Raises OSError, ValueError."""
     starter, listener, memory, log, mode, source, *server = argv
-    program = virtiofs_exec.shut_in(source, read_only=mode == "ro", server=server[0])
-    # Nobody else can have called: the queue of a backlog of 0 has one place.
     with socket.socket(socket.AF_UNIX) as waiting, socket.socket(socket.AF_UNIX) as ours:
+        # Nobody else can have called: the queue of a backlog of 0 has one place.
         waiting.bind("")
         waiting.listen(0)
         ours.setblocking(False)
         ours.connect(waiting.getsockname())
         us = os.getpid()
         if os.fork() == 0:
-            waiting.close()
-            _child(us, ours, int(listener), int(memory), int(log))
-        calls.die_with_parent()
+            for fd in (int(listener), int(memory)):
+                os.close(fd)
+            _serve(us, waiting.fileno(), int(log), mode == "ro", source, server)
+        waiting.close()
+        _shut_out()
         if os.getppid() != int(starter):  # it has gone already
             sys.exit("virtiofs: nobody is left to serve")
-        calls.forgo(calls.SYS_PTRACE)  # or it could, whatever its child says
-        problems = os.dup(2)
+        queue = vhost_user.Queue(ours, _REQUESTS, _SLOTS, _SLOT_BYTES)
+        os.write(2, b"\0")
         os.dup2(int(log), 2)
-        for fd in (listener, memory, log):
-            os.close(int(fd))
-        os.set_inheritable(waiting.fileno(), True)  # which is what dup2 does not do to itself
-        os.dup2(waiting.fileno(), SERVER_FD)
-        try:
-            os.execve(program, server, dict(os.environ))
-        except OSError as error:
-            os.write(problems, f"{server[0]}: {error.strerror}\n".encode())
-            raise
+        with socket.socket(fileno=int(listener)) as calls_here:
+            calls_here.settimeout(_CALL_TIMEOUT_S)
+            qemu, _ = calls_here.accept()
+        qemu.settimeout(None)
+        guest = vhost_guest.Guest(qemu, vhost_guest.Memory(int(memory)))
+        guest.rings += [vhost_guest.Ring(guest.memory) for _ in range(_QUEUES)]
+        Copier(guest, queue, ours).copy()
 
 
-def _child(server: int, ours: socket.socket, listener: int, memory: int, log: int) -> None:
-    """Live no longer than the server, and have no rights. Never returns."""
-    code = 1
+def _shut_out() -> None:
+    """Live no longer than our starter, have no rights and see no files; be seen by nobody. Raises OSError.
+
+    The server is the user too, in the same namespace, and speaks with the guest: it must not read our MEMORY.
+    """
+    calls.hide()
+    calls.die_with_parent()
+    virtiofs_exec.leave_all()
+    calls.keep_capabilities(())
+
+
+def _serve(parent: int, listener: int, log: int, read_only: bool, source: str, server: list[str]) -> None:
+    """Become the server, in the child. Never returns."""
+    problems = os.dup(2)
     try:
-        # The server is the user too, in the same namespace, and speaks with the guest: it must not read our MEMORY.
-        calls.hide()
+        calls.unshare_mounts()
+        program = virtiofs_exec.shut_in(source, read_only=read_only, server=server[0])
         calls.die_with_parent()
-        calls.keep_capabilities(())
-        if os.getppid() == server:
-            queue = vhost_user.Queue(ours, _REQUESTS, _SLOTS, _SLOT_BYTES)
-            os.write(2, b"\0")
-            os.dup2(log, 2)
-            with socket.socket(fileno=listener) as waiting:
-                waiting.settimeout(_CALL_TIMEOUT_S)
-                qemu, _ = waiting.accept()
-            qemu.settimeout(None)
-            guest = vhost_guest.Guest(qemu, vhost_guest.Memory(memory))
-            guest.rings += [vhost_guest.Ring(guest.memory) for _ in range(_QUEUES)]
-            Copier(guest, queue).copy(ours)
-            code = 0
-    except (OSError, ValueError) as error:
-        os.write(2, f"virtiofs: {error}\n".encode())
+        calls.forgo(calls.SYS_PTRACE)  # or it could, whatever its parent says
+        os.dup2(log, 2)
+        os.close(log)
+        os.set_inheritable(listener, True)  # which is what dup2 does not do to itself
+        os.dup2(listener, SERVER_FD)
+        if os.getppid() == parent:
+            os.execve(program, server, dict(os.environ))
+    except OSError as error:
+        os.write(problems, f"{server[0]}: {error.strerror}\n".encode())
     finally:
-        os._exit(code)
+        os._exit(127)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (OSError, ValueError) as error:
+        sys.exit(f"virtiofs: {error}")

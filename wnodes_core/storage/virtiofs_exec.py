@@ -66,6 +66,13 @@ def _leave_root() -> None:
     calls.change_root(PLACE)
 
 
+def leave_all() -> None:
+    """Have an empty root, in a mount namespace of our own. Raises OSError."""
+    calls.unshare_mounts()
+    calls.checked(calls.libc.mount(b"tmpfs", PLACE.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=755"))
+    calls.change_root(PLACE)
+
+
 def _keep_groups() -> None:
     """Have setgroups(2) do nothing and say that it did.
 
