@@ -177,7 +177,7 @@ def test_guest_with_sshfs_gets_no_bundle() -> None:
     stage = "/run/wnodes/mounts/org.wnodes.mount.0"
     options = "passive,allow_other,idmap=none,dcache_timeout=1,fsname=wnodes,max_read=65536,max_write=65536"
     assert step == {
-        "argv": ["sshfs", ":", stage, "-o", options],
+        "argv": ["sshfs", ":", stage, "-s", "-o", options],
         "port": "org.wnodes.mount.0",
         "mount": {"stage": stage, "target": "/c", "read_only": True, "read_ahead_kib": 4096},
         "timeout_s": 60.0,

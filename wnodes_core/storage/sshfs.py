@@ -182,7 +182,9 @@ def guest_steps(mount: Mount, guest: dict[str, Any]) -> list[dict[str, Any]]:
     contains = bundle.knows(b"no_contain_symlinks") if ours else guest.get("sshfs_contains_symlinks")
     options = ",".join((*_OPTIONS, *(["no_contain_symlinks"] if contains else [])))
     stage = f"{_STAGES}/{guest['port']}"
-    argv = [*program, ":", stage, "-o", options]  # relative to the folder that the server starts in
+    # ":" is the folder that the server starts in. One thread (-s): a second that writes to a port whose host has gone
+    # waits for ever in the kernel (virtio_console), and the first for it, so the mount would hang and not end.
+    argv = [*program, ":", stage, "-s", "-o", options]
     steps: list[dict[str, Any]] = [] if guest.get("fuse", True) else [{"argv": ["modprobe", "fuse"]}]
     shown = {"stage": stage, "target": mount.target, "read_only": mount.read_only, "read_ahead_kib": _READ_AHEAD_KIB}
     mounting = {"argv": argv, "port": guest["port"], "mount": shown, "timeout_s": _MOUNT_TIMEOUT_S}
