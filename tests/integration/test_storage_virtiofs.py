@@ -156,7 +156,7 @@ class TestVirtiofsInAClone(Virtiofs):
         there = shlex.quote(str(home))
         said = job(f"ls {there}; echo more >{there}/more; cat {there}/log", code=1, cwd="/")
         assert said.count("Transport endpoint is not connected") == 3, said
-        assert guest.run("until grep over /tmp/said; do sleep 0.1; done; cat /tmp/said").stdout.count(b"not connected") == 1
+        assert guest.run("until grep over /tmp/said; do sleep 0.1; done; cat /tmp/said").stdout.count(b"not connected") >= 1
         assert guest.run("cat /data/ro/log >/dev/null && echo on").stdout == b"on\n", "another mount of the same folder"
         assert set(log.read_text().splitlines()) == {"line"}, "what was written is not corrupt"
         assert len(copiers(guest)) == before - 1, "of servers that live"

@@ -90,11 +90,11 @@ DEVICE = ["making attachment", "made attachment"]
 PLUGGED = [*LIFE[:4], *DEVICE, *LIFE[4:6], "gone attachment", *LIFE[6:]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def plugged(stage):
     """Mounts are devices that are plugged into the clone."""
     settings = stage.home / ".config/wnodes/wnodes.yaml"
-    settings.parent.mkdir(parents=True)
+    settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text("storage: {order: [virtiofs]}\n")
     yield
     settings.unlink()
