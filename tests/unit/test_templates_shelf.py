@@ -224,3 +224,10 @@ def test_a_sibling_of_another_shape_is_another_template(shelf: Shelf, tmp_path: 
     assert template.shape.fits(1, 4096) and template.shape.fits(1, 512)
     assert not template.shape.fits(2, 512) and not template.shape.fits(1, 511)
     assert not replace(template.shape, most_mib=0).fits(1, 513)
+
+
+def test_what_is_made_above_it_is_as_private_as_it_is(tmp_path: Path) -> None:
+    """It may be the user's state folder, which no run would take that others can look into."""
+    Shelf(tmp_path / "state/deep/templates").make()
+    modes = {(tmp_path / name).stat().st_mode & 0o777 for name in ("state", "state/deep", "state/deep/templates")}
+    assert modes == {0o711 if os.geteuid() == 0 else 0o700}

@@ -57,10 +57,11 @@ class Shelf:
         self._max_mib = max_mib
 
     def make(self) -> None:
-        """Make the folder. The node's may be walked by all, for the templates in it are opened one by one."""
-        if not self.root.is_dir():
-            with full_disk_is_host_error(self.root):
-                self.root.mkdir(parents=True, mode=0o711 if os.geteuid() == 0 else 0o700, exist_ok=True)
+        """Make the folder, and those above it. The node's may be walked by all: its templates are opened one by one."""
+        missing = [folder for folder in (self.root, *self.root.parents) if not folder.is_dir()]
+        with full_disk_is_host_error(self.root):
+            for folder in reversed(missing):  # a user's own state folder may be one of them
+                folder.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, exist_ok=True)
 
     def find(self, template_id: str) -> Template | None:
         """The template of that id, checked; None if there is none. One that is wrong is thrown away."""
