@@ -149,6 +149,8 @@ def ratio(results: Results, way: str, what: str, base: str = BASE) -> float | No
 def _goals(results: Results, missing: dict[str, str]) -> list[Figure]:
     load = f"{ROUNDS} rounds in turn, load {os.getloadavg()[0]:.1f}"
     goals = [
+        ("virtiofs, clone", BASE, LARGE, 0.8),
+        ("virtiofs, clone", BASE, SMALL, 0.5),
         ("sshfs, channel", BASE, LARGE, 0.8),
         ("NFS", BASE, LARGE, 0.8),
         ("sshfs, channel", BASE, ("create", "stat", "unlink", "git status"), 0.5),
