@@ -5,7 +5,7 @@ and mount namespace as ``virtiofs_exec`` is, and like that bound to die with STA
 would call virtiofsd; MEMORY is its /proc/PID/mem, open. What the guest asks of its device is copied into a queue of
 our own (``vhost_user``), at whose other end virtiofsd is, and the answers back: for each message one copy more than
 with shared memory, on the host, where it is cheap. Once the server has died every question is answered with ENOTCONN.
-The server's ARGUMENTs name its own socket ``SERVER_FD``.
+Among the server's ARGUMENTs its own socket is called ``SERVER_FD``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from wnodes_core.storage import calls, vhost_guest, vhost_user, virtiofs_exec
 
-SERVER_FD = 3
+SERVER_FD = -1  # stands for a number that only we know
 _QUEUES = 2  # Virtio 1.1, 5.11.2: one for urgent messages, one for requests
 _REQUESTS = 1
 # A message of 1 MiB (the most that virtiofsd agrees to) with its words, its answer and their alignment.
@@ -180,10 +180,10 @@ def _serve(parent: int, listener: int, log: int, read_only: bool, source: str, s
         calls.forgo(calls.SYS_PTRACE)  # or it could, whatever its parent says
         os.dup2(log, 2)
         os.close(log)
-        os.set_inheritable(listener, True)  # which is what dup2 does not do to itself
-        os.dup2(listener, SERVER_FD)
+        os.set_inheritable(listener, True)
+        argv = [f"--fd={listener}" if word == f"--fd={SERVER_FD}" else word for word in server]
         if os.getppid() == parent:
-            os.execve(program, server, dict(os.environ))
+            os.execve(program, argv, dict(os.environ))
     except OSError as error:
         os.write(problems, f"{server[0]}: {error.strerror}\n".encode())
     finally:
