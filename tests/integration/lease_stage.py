@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -16,6 +17,9 @@ import pytest
 
 from wnodes_core import processes
 from wnodes_core.model import Process
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from guests import LOCK  # noqa: E402
 
 HERE = Path(__file__).parent
 PATIENCE_S = 15.0
@@ -179,3 +183,14 @@ def stage_fixture(ordinary_user):
     stage = Stage(ordinary_user)
     yield stage
     stage.close()
+
+
+@pytest.fixture(scope="module", name="real_image")
+def real_image_fixture(stage, minimal_image):
+    """The small guest in the user's store; while it is wanted no other test boots one."""
+    boot = minimal_image.boot
+    kernel = ["--kernel", boot.kernel, "--initrd", boot.initrd, "--cmdline", boot.cmdline]
+    stage.run(WNODES, "image", "add", "-q", *kernel, "real", minimal_image.path)
+    with open(LOCK, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield "real"

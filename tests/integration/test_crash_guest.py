@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import sys
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 from wnodes_core.processes import alive
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-from guests import LOCK  # noqa: E402
-from lease_stage import LIFE, RUNNING, WNODES, lines_in, processes_in, stage_fixture, until  # noqa: E402, F401 - fixtures
+from lease_stage import LIFE, RUNNING, lines_in, processes_in, real_image_fixture, stage_fixture, until  # noqa: E402, F401 - fixtures
 
 pytestmark = pytest.mark.guest
 REAL = {
@@ -24,17 +22,6 @@ REAL = {
     "gateway-started-but-not-noted": (LIFE.index("made attachment") + 1, "before"),
     "with-the-mount": (RUNNING, "after"),
 }
-
-
-@pytest.fixture(scope="module")
-def real_image(stage, minimal_image):
-    """The small guest in the user's store; while it is wanted no other test boots one."""
-    boot = minimal_image.boot
-    kernel = ["--kernel", boot.kernel, "--initrd", boot.initrd, "--cmdline", boot.cmdline]
-    stage.run(WNODES, "image", "add", "-q", *kernel, "real", minimal_image.path)
-    with open(LOCK, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield "real"
 
 
 @pytest.mark.parametrize("moment", REAL.values(), ids=REAL)

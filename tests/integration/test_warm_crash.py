@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -15,24 +14,12 @@ import pytest
 from wnodes_core import processes
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-from guests import LOCK  # noqa: E402
-from lease_stage import WNODES, lines_in, stage_fixture, until  # noqa: E402, F401 - a fixture
+from lease_stage import WNODES, lines_in, real_image_fixture, stage_fixture, until  # noqa: E402, F401 - a fixture
 from test_crash import AFTER, BEFORE, LIFE, RUNNING, name_of  # noqa: E402
 
 pytestmark = pytest.mark.guest
 WARM = "image=real,memory=512M,start=warm"
 BUILD_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def real_image(stage, minimal_image):
-    """The small guest in the user's store; while it is wanted no other test boots one."""
-    boot = minimal_image.boot
-    kernel = ["--kernel", boot.kernel, "--initrd", boot.initrd, "--cmdline", boot.cmdline]
-    stage.run(WNODES, "image", "add", "-q", *kernel, "real", minimal_image.path)
-    with open(LOCK, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield "real"
 
 
 @pytest.fixture(scope="module")

@@ -494,42 +494,6 @@ def copied(ram: Ram, qemu: tuple[socket.socket, vhost_guest.Guest], server: Serv
         os.close(fd)
 
 
-@as_root
-def test_what_the_guest_asks_is_answered_in_its_memory(ram: Ram, copied: socket.socket) -> None:
-    for number, message in enumerate((GREETING, *(fuse(LOOKUP, b"file\0", unique=each) for each in range(1, 4)))):
-        put(ram, number, message)
-    os.eventfd_write(ram.ring.kick, 1)  # more than there are slots
-    for answer in answers(ram, 4).values():
-        assert struct.unpack_from("=Ii", answer) == (len(answer), 0), answer
-
-
-@as_root
-def test_what_is_answered_while_the_vm_is_paused_is_given_back_when_it_goes_on(
-    ram: Ram, copied: socket.socket, server: Server
-) -> None:
-    put(ram, 0, GREETING)
-    os.eventfd_write(ram.ring.kick, 1)
-    answers(ram, 1)
-    stop(server.process.pid)
-    put(ram, 1, fuse(LOOKUP, b"file\0"))
-    os.eventfd_write(ram.ring.kick, 1)
-    deadline = time.monotonic() + 10
-    while ram.ring.seen < 2:  # it is under way
-        assert time.monotonic() < deadline
-    copied.sendall(said(vhost_user.GET_VRING_BASE, struct.pack("=II", 0, 0)))
-    assert struct.unpack("=IIIII", copied.recv(100))[-1] == 2, "at once: QEMU waits for it"
-    os.kill(server.process.pid, signal.SIGCONT)
-    time.sleep(0.2)
-    assert len(ram.used()) == 1, "a queue that stands still was written to"
-    copied.sendall(said(vhost_user.SET_VRING_BASE, struct.pack("=II", 0, 2)))
-    again = os.eventfd(0, os.EFD_NONBLOCK)
-    socket.send_fds(copied, [said(vhost_user.SET_VRING_KICK, struct.pack("=Q", 0))], [again])
-    put(ram, 2, fuse(LOOKUP, b"file\0"))
-    os.eventfd_write(again, 1)
-    assert list(answers(ram, 3)) == [0, 2, 4]
-    os.close(again)
-
-
 def restart(copied: socket.socket, base: int) -> int:
     """As QEMU does it once the VM, or its driver, goes on: the queue's new kick."""
     copied.sendall(said(vhost_user.SET_VRING_BASE, struct.pack("=II", 0, base)))
@@ -544,20 +508,51 @@ def pause(copied: socket.socket) -> int:
     return base
 
 
-@as_root
-def test_what_waits_in_a_queue_that_goes_on_is_asked_without_a_kick(
-    ram: Ram, copied: socket.socket, server: Server
-) -> None:
+def under_way(ram: Ram, server: Server, *questions: bytes, taken: int) -> None:
+    """Greet the server, stop it and ask: so many of the questions have been taken out of the queue then."""
     put(ram, 0, GREETING)
     os.eventfd_write(ram.ring.kick, 1)
     answers(ram, 1)
     stop(server.process.pid)
-    for number in (1, 2, 3):  # there are two slots
-        put(ram, number, fuse(LOOKUP, b"file\0", unique=number))
+    for number, message in enumerate(questions, 1):
+        put(ram, number, message)
     os.eventfd_write(ram.ring.kick, 1)
     deadline = time.monotonic() + 10
-    while ram.ring.seen < 3:
+    while ram.ring.seen < 1 + taken:
         assert time.monotonic() < deadline
+
+
+@as_root
+def test_what_the_guest_asks_is_answered_in_its_memory(ram: Ram, copied: socket.socket) -> None:
+    for number, message in enumerate((GREETING, *(fuse(LOOKUP, b"file\0", unique=each) for each in range(1, 4)))):
+        put(ram, number, message)
+    os.eventfd_write(ram.ring.kick, 1)  # more than there are slots
+    for answer in answers(ram, 4).values():
+        assert struct.unpack_from("=Ii", answer) == (len(answer), 0), answer
+
+
+@as_root
+def test_what_is_answered_while_the_vm_is_paused_is_given_back_when_it_goes_on(
+    ram: Ram, copied: socket.socket, server: Server
+) -> None:
+    under_way(ram, server, fuse(LOOKUP, b"file\0"), taken=1)
+    assert pause(copied) == 2, "at once: QEMU waits for it"
+    os.kill(server.process.pid, signal.SIGCONT)
+    time.sleep(0.2)
+    assert len(ram.used()) == 1, "a queue that stands still was written to"
+    kick = restart(copied, 2)
+    put(ram, 2, fuse(LOOKUP, b"file\0"))
+    os.eventfd_write(kick, 1)
+    assert list(answers(ram, 3)) == [0, 2, 4]
+    os.close(kick)
+
+
+@as_root
+def test_what_waits_in_a_queue_that_goes_on_is_asked_without_a_kick(
+    ram: Ram, copied: socket.socket, server: Server
+) -> None:
+    three = [fuse(LOOKUP, b"file\0", unique=number) for number in (1, 2, 3)]
+    under_way(ram, server, *three, taken=2)  # there are two slots
     assert pause(copied) == 3
     os.kill(server.process.pid, signal.SIGCONT)
     kick = restart(copied, 3)
@@ -570,15 +565,7 @@ def test_a_guest_that_begins_anew_is_not_answered_what_it_asked_before(
     ram: Ram, copied: socket.socket, server: Server
 ) -> None:
     """What was the answer's place is something else by now."""
-    put(ram, 0, GREETING)
-    os.eventfd_write(ram.ring.kick, 1)
-    answers(ram, 1)
-    stop(server.process.pid)
-    put(ram, 1, fuse(LOOKUP, b"file\0"))
-    os.eventfd_write(ram.ring.kick, 1)
-    deadline = time.monotonic() + 10
-    while ram.ring.seen < 2:
-        assert time.monotonic() < deadline
+    under_way(ram, server, fuse(LOOKUP, b"file\0"), taken=1)
     pause(copied)
     ram.map[:DATA] = bytes(DATA)
     ram.map[DATA : DATA + 4096] = b"x" * 4096
@@ -594,16 +581,7 @@ def test_a_guest_that_begins_anew_is_not_answered_what_it_asked_before(
 
 @as_root
 def test_once_the_server_has_died_all_is_refused_at_once(ram: Ram, copied: socket.socket, server: Server) -> None:
-    put(ram, 0, GREETING)
-    os.eventfd_write(ram.ring.kick, 1)
-    answers(ram, 1)
-    stop(server.process.pid)
-    for number in (1, 2):  # under way
-        put(ram, number, fuse(LOOKUP, b"file\0", unique=10 + number))
-    os.eventfd_write(ram.ring.kick, 1)
-    deadline = time.monotonic() + 10
-    while ram.ring.seen < 3:
-        assert time.monotonic() < deadline
+    under_way(ram, server, *(fuse(LOOKUP, b"file\0", unique=10 + number) for number in (1, 2)), taken=2)
     server.process.kill()
     refused = {number: (16, -errno.ENOTCONN, 10 + number // 2) for number in (2, 4)}
     found = answers(ram, 3)

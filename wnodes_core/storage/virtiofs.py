@@ -19,7 +19,7 @@ from typing import Any
 
 from wnodes_core.api import Mount, Process, hookimpl
 from wnodes_core.errors import HostError, NoProvider
-from wnodes_core.storage import devices, vhost_user, virtiofs_copy
+from wnodes_core.storage import devices
 from wnodes_core.storage.sshfs import end_gateway, note_gateway
 from wnodes_core.storage.virtiofs_exec import PLACE
 from wnodes_core.tools import kill, run, spawn, table
@@ -65,8 +65,6 @@ def wnodes_mount_equip(
     if provider != NAME:
         return None
     devices.check(NAME, mount, guest)
-    if memory is not None and (problem := vhost_user.usable()):
-        raise NoProvider(f"mount {mount}: {problem}")
     path = f"{folder}/fs{index}.sock"
     process = _start_gateway(mount, path, memory)
     return {
@@ -125,6 +123,10 @@ def _start_gateway(mount: Mount, path: str, memory: int | None) -> Process:
         try:
             if memory is None:
                 return _started(mount, "virtiofs_exec", [], server_argv(server, fd), [fd])
+            from wnodes_core.storage import vhost_user, virtiofs_copy  # 2 ms that no other keeper needs
+
+            if problem := vhost_user.usable():
+                raise NoProvider(f"mount {mount}: {problem}")
             argv = server_argv(server, virtiofs_copy.SERVER_FD)
             return _started(mount, "virtiofs_copy", [fd, memory], argv, [fd, memory])
         except NoProvider:

@@ -51,7 +51,7 @@ def shut_in(source: str, *, read_only: bool, server: str) -> int:
 
 def _leave_root() -> None:
     """Have a root with ``_SHOWN`` and an empty ``PLACE``, and nothing else of the host's. Raises OSError."""
-    calls.checked(calls.libc.mount(b"tmpfs", PLACE.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=755"))
+    _empty_place()
     for name in (*_SHOWN, PLACE[1:]):
         place, there = f"{PLACE}/{name}", f"/{name}"
         os.makedirs(os.path.dirname(place), exist_ok=True)
@@ -66,10 +66,14 @@ def _leave_root() -> None:
     calls.change_root(PLACE)
 
 
+def _empty_place() -> None:
+    calls.checked(calls.libc.mount(b"tmpfs", PLACE.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=755"))
+
+
 def leave_all() -> None:
     """Have an empty root, in a mount namespace of our own. Raises OSError."""
     calls.unshare_mounts()
-    calls.checked(calls.libc.mount(b"tmpfs", PLACE.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=755"))
+    _empty_place()
     calls.change_root(PLACE)
 
 
